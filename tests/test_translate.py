@@ -1,0 +1,498 @@
+"""translate.py: what changes in the event, and what then changes in the call."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from delivery import shaper
+from translate import MAX_EVENT_BYTES, NotAnObject, Undeliverable, namespace, parse, scrub, translate
+
+EVENTS = Path(__file__).parent / "events"
+CATALOGUE = json.loads((EVENTS / "catalogue.json").read_text())
+RECEIVED = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+LEGACY = json.loads((EVENTS / "legacy.json").read_text())
+OPENED = json.loads((EVENTS / "email_opened.json").read_text())
+SLACK = json.loads((EVENTS / "slack_clicked.json").read_text())
+
+
+def call(event, **settings):
+    return translate(event, received=RECEIVED, **settings)
+
+
+def message(event, **settings):
+    return shaper("k" * 32)(call(event, **settings))[0]
+
+
+def about(**data):
+    return OPENED | {"data": data}
+
+
+def test_the_documented_example():
+    assert call(LEGACY) == {
+        "user_id": "568",
+        "anonymous_id": None,
+        "event": "customerio:email_delivered",
+        "properties": LEGACY["data"],
+        "context": {
+            "event_id": "9420f522-b127-4a74-8b90-bace0edc27ab",
+            "integration": {"name": "Customer.io"},
+            "traits": {"email": "customer@example.com"},
+        },
+        "timestamp": datetime(2015, 1, 26, 16, 33, 52, tzinfo=UTC),
+        "integrations": {"Customer.io": False, "Customer.io (Actions)": False},
+        "message_id": "customerio--9420f522-b127-4a74-8b90-bace0edc27ab",
+    }
+
+
+def test_the_documented_example_as_segment_gets_it():
+    sent = message(LEGACY)
+    assert sent["userId"] == "568"
+    assert sent["type"] == "track"
+    assert sent["properties"] == LEGACY["data"]
+    assert sent["timestamp"] == "2015-01-26T16:33:52.000+00:00"
+
+
+# Today's form and its place in the call. ---------------------------------------------------------
+
+
+def test_a_slack_channel_is_nobodys_email_address():
+    assert call(SLACK) == {
+        "user_id": None,
+        "anonymous_id": "d9c106000002",
+        "event": "customerio:slack_clicked",
+        "properties": SLACK["data"],
+        "context": {
+            "event_id": "01E4C4HDQ7P1X9GWKJ3S0F2ABC",
+            "trigger_event_id": "01E4C4G1S04QCV1NASF4NWMQNR",
+            "integration": {"name": "Customer.io"},
+        },
+        "timestamp": datetime(2020, 3, 26, 19, 17, 15, tzinfo=UTC),
+        "integrations": {"Customer.io": False, "Customer.io (Actions)": False},
+        "message_id": "customerio--01E4C4HDQ7P1X9GWKJ3S0F2ABC",
+    }
+
+
+@pytest.mark.parametrize("name", CATALOGUE, ids=str)
+def test_every_documented_event_is_relayed_under_its_name(name):
+    object_type, metric = CATALOGUE[name]
+    assert call(OPENED | {"object_type": object_type, "metric": metric})["event"] == f"customerio:{name}"
+
+
+NAMES = {
+    "object_type and metric": ({}, "email_opened"),
+    "event_type": ({"object_type": None, "metric": None, "event_type": "email_opened"}, "email_opened"),
+    "event_type comes first": ({"event_type": "customer_subscribed"}, "customer_subscribed"),
+    "a blank event_type is none": ({"event_type": " "}, "email_opened"),
+    "event_type that is no text is none": ({"event_type": 7}, "email_opened"),
+    "a metric added after this was written": ({"metric": "snoozed"}, "email_snoozed"),
+    "a channel added after this was written": ({"object_type": "line"}, "line_opened"),
+    "no object_type": ({"object_type": None}, "opened"),
+    "an empty object_type": ({"object_type": ""}, "opened"),
+    "another script": ({"metric": "開封"}, "email_開封"),
+}
+
+
+@pytest.mark.parametrize(("change", "name"), NAMES.values(), ids=NAMES.keys())
+def test_name(change, name):
+    assert call(OPENED | change, prefix="cio ")["event"] == "cio " + name
+
+
+def test_the_preferences_event_with_the_misspelt_key_of_the_documentation():
+    event = {key: value for key, value in OPENED.items() if key != "object_type"}
+    event |= {"metric": "cio_subscription_preferences_changed", "object_type_type": "customer"}
+    assert call(event)["event"] == "customerio:cio_subscription_preferences_changed"
+    assert call(event)["context"]["object_type_type"] == "customer"
+
+
+NAMELESS = {
+    "nothing at all": {"metric": None, "object_type": None},
+    "a channel alone": {"metric": None},
+    "an empty metric": {"metric": ""},
+    "a blank metric": {"metric": " "},
+    "a number": {"metric": 5},
+    "a list": {"metric": ["opened"]},
+    "a channel that is a number": {"object_type": 5},
+    "a channel that is an object": {"object_type": {}},
+}
+
+
+@pytest.mark.parametrize("change", NAMELESS.values(), ids=NAMELESS.keys())
+def test_without_a_name_it_is_undeliverable(change):
+    with pytest.raises(Undeliverable, match="it has no name"):
+        call(OPENED | change)
+
+
+# Who. --------------------------------------------------------------------------------------------
+
+EMAIL = "ada@example.org"
+WHO = {  # data -> userId, anonymousId, email
+    "customer_id": ({"customer_id": "568"}, "568", None, None),
+    "leading zeros": ({"customer_id": "0200102"}, "0200102", None, None),
+    "an integer": ({"customer_id": 568}, "568", None, None),
+    "zero": ({"customer_id": 0}, "0", None, None),
+    "spaces are kept": ({"customer_id": " 5 "}, " 5 ", None, None),
+    "customer_id before identifiers": ({"customer_id": "1", "identifiers": {"id": "2"}}, "1", None, None),
+    "identifiers.id": ({"identifiers": {"id": "568"}}, "568", None, None),
+    "a deleted person's blank id": ({"customer_id": "", "identifiers": {"id": "568"}}, "568", None, None),
+    "a blank id of spaces": ({"customer_id": "  ", "identifiers": {"id": "568"}}, "568", None, None),
+    "null": ({"customer_id": None, "identifiers": {"id": 568}}, "568", None, None),
+    "a boolean is no id": ({"customer_id": True, "identifiers": {"id": "568"}}, "568", None, None),
+    "a fraction is no id": ({"customer_id": 5.5, "identifiers": {"id": "568"}}, "568", None, None),
+    "an object is no id": ({"customer_id": {"id": 1}, "identifiers": {"id": "568"}}, "568", None, None),
+    "id and email": ({"customer_id": "1", "identifiers": {"email": EMAIL}}, "1", None, EMAIL),
+    "identifiers.email": ({"identifiers": {"id": None, "email": EMAIL, "cio_id": "d9"}}, None, EMAIL, EMAIL),
+    "email_address": ({"email_address": EMAIL, "identifiers": {"cio_id": "d9"}}, None, EMAIL, EMAIL),
+    "identifiers.email first": ({"email_address": "b@b.b", "identifiers": {"email": EMAIL}}, None, EMAIL, EMAIL),
+    "recipient of an email": ({"recipient": EMAIL, "identifiers": {"cio_id": "d9"}}, None, EMAIL, EMAIL),
+    "name and address": ({"email_address": f"Ada L. <{EMAIL}>"}, None, EMAIL, EMAIL),
+    "cio_id": ({"identifiers": {"id": "", "email": None, "cio_id": "d9c1"}}, None, "d9c1", None),
+    "an email that is none": ({"identifiers": {"email": "not an address"}}, None, "not an address", None),
+    "identifiers that are none": ({"identifiers": ["x"], "customer_id": "1"}, "1", None, None),
+}
+
+
+@pytest.mark.parametrize(("data", "user_id", "anonymous_id", "email"), WHO.values(), ids=WHO.keys())
+def test_who(data, user_id, anonymous_id, email):
+    result = call(about(**data))
+    assert (result["user_id"], result["anonymous_id"]) == (user_id, anonymous_id)
+    assert result["context"].get("traits") == ({"email": email} if email else None)
+
+
+NO_ADDRESS = {
+    "a Slack channel": ("slack", "#signups"),
+    "a phone number": ("sms", "+15551234567"),
+    "a URL": ("webhook", "https://user@example.org/hook"),
+    "an in-app message's id": ("in_app", "568"),
+    "even an address, where it is not an email's": ("in_app", EMAIL),
+    "a URL in an email": ("email", "https://user@example.org/hook"),
+}
+
+
+@pytest.mark.parametrize(("channel", "recipient"), NO_ADDRESS.values(), ids=NO_ADDRESS.keys())
+def test_recipient_that_is_no_email_address(channel, recipient):
+    event = about(customer_id="1", recipient=recipient) | {"object_type": channel}
+    assert "traits" not in call(event)["context"]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {},
+        {"customer_id": ""},
+        {"identifiers": {}},
+        {"identifiers": {"id": None, "cio_id": ""}},
+        {"email_address": None},
+    ],
+    ids=str,
+)
+def test_about_nobody_it_is_undeliverable(data):
+    with pytest.raises(Undeliverable, match="it names nobody"):
+        call(about(**data))
+
+
+@pytest.mark.parametrize("data", [None, [], "568", 568, True], ids=repr)
+def test_without_an_object_of_data_it_names_nobody(data):
+    with pytest.raises(Undeliverable, match="it names nobody"):
+        call(OPENED | {"data": data})
+
+
+def test_a_phone_number_is_nobody():
+    with pytest.raises(Undeliverable):
+        call(about(recipient="+15551234567") | {"object_type": "sms"})
+
+
+# When. -------------------------------------------------------------------------------------------
+
+WHEN = {
+    "seconds": (1422290032, "2015-01-26T16:33:52.000+00:00"),
+    "milliseconds": (1422290032123, "2015-01-26T16:33:52.123+00:00"),
+    "a fraction": (1422290032.5, "2015-01-26T16:33:52.500+00:00"),
+    "a fraction that binary has not": (1422290032.123, "2015-01-26T16:33:52.123+00:00"),
+    "a string": ("1422290032", "2015-01-26T16:33:52.000+00:00"),
+    "a string of milliseconds": ("1422290032123", "2015-01-26T16:33:52.123+00:00"),
+    "a string with a fraction": ("1422290032.25", "2015-01-26T16:33:52.250+00:00"),
+    "a string with an exponent": ("1.422290032e9", "2015-01-26T16:33:52.000+00:00"),
+    "zero": (0, "1970-01-01T00:00:00.000+00:00"),
+}
+ODD_WHEN = {
+    "text": "abc",
+    "ISO 8601": "2015-01-26T16:33:52Z",
+    "an empty string": "",
+    "digits of another script": "١٤٢٢٢٩٠٠٣٢",
+    "null": None,
+    "a boolean": True,
+    "a list": [1422290032],
+    "before 1970": -5,
+    "after the year 9999": 10**18,
+    "beyond floats": 10**400,
+    "infinite": float("inf"),
+    "not a number": float("nan"),
+    "infinite in a string": "1e999",
+}
+
+
+@pytest.mark.parametrize(("timestamp", "iso"), WHEN.values(), ids=WHEN.keys())
+def test_when(timestamp, iso):
+    result = message(OPENED | {"timestamp": timestamp})
+    assert result["timestamp"] == iso
+    assert "timestamp" not in result["context"]
+
+
+@pytest.mark.parametrize("timestamp", ODD_WHEN.values(), ids=ODD_WHEN.keys())
+def test_an_odd_timestamp_is_the_time_of_receipt_and_is_kept(timestamp):
+    result = call(OPENED | {"timestamp": timestamp})
+    assert result["timestamp"] == RECEIVED
+    assert repr(result["context"]["timestamp"]) == repr(timestamp)
+
+
+def test_no_timestamp_is_the_time_of_receipt():
+    result = call({key: value for key, value in OPENED.items() if key != "timestamp"})
+    assert result["timestamp"] == RECEIVED
+    assert "timestamp" not in result["context"]
+
+
+# The messageId. ----------------------------------------------------------------------------------
+
+
+def message_id(event_id, key="one", **changes):
+    event = OPENED | {"event_id": event_id} | changes
+    return call(event, namespace=namespace(key))["message_id"]
+
+
+@pytest.mark.parametrize(
+    "event_id", ["01E4C4CT6YDC7Y5M7FE1GWWPQJ", "x" * 500, "é" * 90, "\ud800", 7, None, "", " ", ["list"], {}], ids=repr
+)
+def test_message_id_is_the_same_for_the_same_event_and_fits(event_id):
+    assert message_id(event_id) == message_id(event_id)
+    assert 1 <= len(message_id(event_id)) <= 100
+    assert message_id(event_id) != message_id(event_id, key="two")
+
+
+def test_message_ids_of_different_events_differ():
+    ids = ["a", "b", "a" * 65, "a" * 66, "a:b", "id:a", "é", "e", 1, "2", None]
+    assert len({message_id(event_id) for event_id in ids}) == len(ids)
+
+
+def test_message_id_without_event_id_is_of_the_whole_event():
+    assert message_id(None) == message_id(None)
+    assert message_id(None) != message_id(None, metric="clicked")
+
+
+def test_message_id_without_event_id_survives_another_spelling_of_the_same_json():
+    event = {key: value for key, value in OPENED.items() if key != "event_id"}
+    turned = dict(reversed(event.items()))
+    assert call(event)["message_id"] == call(parse(json.dumps(turned, indent=3).encode()))["message_id"]
+
+
+def test_a_message_id_does_not_disclose_the_key():
+    assert "secret" not in message_id("1", key="secret")
+    assert len(namespace("secret")) == 8
+
+
+# Context, properties, integrations. --------------------------------------------------------------
+
+
+def test_unknown_keys_of_the_envelope_are_kept_in_context():
+    result = call(OPENED | {"trigger_event_id": "01E", "new": {"a": [1]}})
+    assert result["context"]["trigger_event_id"] == "01E"
+    assert result["context"]["new"] == {"a": [1]}
+
+
+def test_keys_that_mean_something_to_segment_are_kept_apart():
+    result = call(OPENED | {"traits": {"plan": "x"}, "ip": "192.0.2.1", "library": 1})
+    assert result["context"]["traits"] == {"email": "ada@example.org"}
+    assert result["context"]["customerio"] == {"traits": {"plan": "x"}, "ip": "192.0.2.1", "library": 1}
+
+
+def test_echo():
+    assert call(OPENED, echo=True)["integrations"] == {}
+
+
+def test_omitted_properties_never_leave_in_any_form():
+    event = about(customer_id="1", email_address="ada@example.org", recipient="ada@example.org", subject="s", x=1)
+    result = message(event, omit=frozenset({"email_address", "recipient", "subject"}))
+    assert result["properties"] == {"customer_id": "1", "x": 1}
+    assert "ada@example.org" not in json.dumps(result)
+
+
+def test_translate_leaves_the_event_as_it_was():
+    before = json.dumps(OPENED)
+    message(OPENED, omit=frozenset({"subject"}))
+    assert json.dumps(OPENED) == before
+
+
+# Strict JSON, and nesting. -----------------------------------------------------------------------
+
+
+def test_what_json_cannot_hold_becomes_null_or_a_replacement():
+    event = parse(
+        b'{"metric": "m", "event_id": "1", "x\\udc00": NaN, "data": {"customer_id": "1", "big": 1e999,'
+        b' "neg": -Infinity, "half": "a\\ud83d", "whole": "\\ud83d\\ude00", "list": [NaN, {"\\ud800": 1}]}}'
+    )
+    sent = message(event)
+    assert sent["properties"] == {
+        "customer_id": "1",
+        "big": None,
+        "neg": None,
+        "half": "a�",
+        "whole": "😀",
+        "list": [None, {"�": 1}],
+    }
+    assert sent["context"]["x�"] is None
+    json.dumps(sent, allow_nan=False, ensure_ascii=False).encode("utf-8")
+
+
+def test_scrub_keeps_what_is_sound():
+    sound = {"a": [1, 2.5, True, None, "é😀", "\ufeffx"], "b": {}}
+    assert scrub(sound) == sound
+
+
+def nested(levels):
+    value = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+def test_nesting_that_the_client_can_serialise_is_delivered():
+    assert message(about(customer_id="1", deep=nested(100)))["properties"]["deep"] == nested(100)
+
+
+@pytest.mark.parametrize("levels", [990, 5_000, 200_000])
+@pytest.mark.parametrize("event_id", ["", '"event_id": "1", '], ids=["without event_id", "with event_id"])
+def test_nesting_that_the_client_cannot_serialise_is_undeliverable(levels, event_id):
+    body = f'{{"metric": "m", {event_id}"data": {{"customer_id": "1", "x": {"[" * levels}{"]" * levels}}}}}'
+    with pytest.raises(Undeliverable, match="nested too deeply"):
+        message(parse(body.encode()))
+
+
+NOT_OBJECTS = {
+    "nothing": b"",
+    "a blank": b" ",
+    "text": b"hello",
+    "half an object": b'{"metric": ',
+    "an array": b"[{}]",
+    "an array nested beyond reading": b"[" * 200_000,
+    "a string": b'"x"',
+    "null": b"null",
+    "a form": b"metric=opened",
+    "two objects": b"{} {}",
+    "bytes": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("body", NOT_OBJECTS.values(), ids=NOT_OBJECTS.keys())
+def test_not_an_object(body):
+    with pytest.raises(NotAnObject):
+        parse(body)
+
+
+OBJECTS = {
+    "spaces around": b' \n{"a": 1}\n',
+    "a byte order mark": b'\xef\xbb\xbf{"a": 1}',
+    "bytes that are not UTF-8": b'{"a": "caf\xe9"}',
+    "an integer of ten thousand digits": b'{"a": ' + b"1" * 10_000 + b"}",
+}
+
+
+@pytest.mark.parametrize("body", OBJECTS.values(), ids=OBJECTS.keys())
+def test_an_object(body):
+    assert list(parse(body)) == ["a"]
+
+
+def test_integers_stay_integers_beside_a_giant_one():
+    event = parse(b'{"metric": "m", "timestamp": 1, "x": ' + b"1" * 10_000 + b', "data": {"customer_id": 568}}')
+    assert message(event)["userId"] == "568"
+    assert message(event)["context"]["x"] is None
+
+
+# Size. -------------------------------------------------------------------------------------------
+
+
+def size(sent):
+    return len(json.dumps(sent))
+
+
+def padded(length):
+    return message(about(customer_id="1", pad="x" * length))
+
+
+def test_an_event_of_exactly_the_limit_is_sent_whole():
+    room = MAX_EVENT_BYTES - size(padded(0))
+    assert size(padded(room)) == MAX_EVENT_BYTES
+    assert padded(room)["properties"]["pad"]
+    assert "pad" not in padded(room + 1)["properties"]
+    assert padded(room + 1)["context"]["omitted_properties"] == ["pad"]
+
+
+IDENTIFYING = {
+    "customer_id": "1",
+    "identifiers": {"id": "1"},
+    "delivery_id": "d",
+    "campaign_id": 3,
+    "recipient": "a@b.c",
+}
+LARGE = {
+    "the body of an email": ({"content": "x" * 100_000, "subject": "s"}, {"subject": "s"}, ["content"]),
+    "attributes of a person": ({"variables": {"a": ["x" * 40_000]}, "subject": "s"}, {"subject": "s"}, ["variables"]),
+    "bulk goes before what is larger": ({"content": "x" * 20_000, "a": "y" * 25_000}, {"a": "y" * 25_000}, ["content"]),
+    "the largest goes first": (
+        {"a": "x" * 5_000, "b": "x" * 30_000, "c": "x" * 4_000},
+        {"a": "x" * 5_000, "c": "x" * 4_000},
+        ["b"],
+    ),
+    "as many as it takes": (
+        dict.fromkeys("abcde", "x" * 10000),
+        dict.fromkeys("cde", "x" * 10000),
+        ["a", "b"],
+    ),
+    "between the client's limit and ours": ({"a": "x" * 31_600}, {}, ["a"]),
+    "emoji count escaped": ({"a": "😀" * 2_800}, {}, ["a"]),
+}
+
+
+@pytest.mark.parametrize(("data", "kept", "omitted"), LARGE.values(), ids=LARGE.keys())
+def test_a_large_event_is_sent_without_its_bulk(data, kept, omitted):
+    sent = message(about(**IDENTIFYING | data))
+    assert size(sent) <= MAX_EVENT_BYTES
+    assert sent["properties"] == IDENTIFYING | kept
+    assert sent["context"]["omitted_properties"] == omitted
+    assert sent["context"]["event_id"] == OPENED["event_id"]
+
+
+def test_a_large_envelope_is_cut_too():
+    sent = message(about(customer_id="1") | {"novel": "x" * 50_000})
+    assert size(sent) <= MAX_EVENT_BYTES
+    assert sent["context"]["omitted_properties"] == ["context.novel"]
+
+
+def test_what_identifies_goes_only_where_it_cannot_be_what_it_says():
+    sent = message(about(customer_id="1", recipient="x" * 50_000, subject="s"))
+    assert sent["properties"] == {"customer_id": "1"}
+    assert sent["context"]["omitted_properties"] == ["subject", "recipient"]
+
+
+def test_the_list_of_what_was_left_out_has_a_bound():
+    sent = message(about(customer_id="1") | {"data": {"customer_id": "1"} | {f"{n}" * 30: "😀" for n in range(20_000)}})
+    assert size(sent) <= MAX_EVENT_BYTES
+    names = sent["context"]["omitted_properties"]
+    assert len(names) == 41
+    assert all(len(name) <= 60 for name in names)
+    left_out = 20_001 - len(sent["properties"])
+    assert names[-1] == f"and {left_out - 40} more"
+
+
+CANNOT_FIT = {
+    "an id of 40 KB": about(customer_id="x" * 40_000),
+    "an address of 40 KB": about(identifiers={"email": "x" * 40_000}),
+    "a name of 40 KB": about(customer_id="1") | {"metric": "x" * 40_000},
+}
+
+
+@pytest.mark.parametrize("event", CANNOT_FIT.values(), ids=CANNOT_FIT.keys())
+def test_what_cannot_be_made_to_fit_is_undeliverable(event):
+    with pytest.raises(Undeliverable, match="fit"):
+        message(event)

@@ -1,0 +1,275 @@
+"""Customer.io reporting event -> arguments of Segment's `Client.track`. Pure; the mapping lives here."""
+
+import hashlib
+import json
+import math
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeGuard
+
+# Segment refuses an event above 32 KB. Its clients disagree whether that is 32,768 or
+# 32,000 bytes, so the smaller one holds.
+MAX_EVENT_BYTES = 32_000
+
+# Keys of `context` that Segment gives a meaning (segment.com/docs, Spec: Common Fields),
+# and our own. An unknown envelope key of that name moves to context.customerio.
+RESERVED = frozenset(
+    (
+        "active app campaign channel customerio device groupId instanceId integration ip library locale "
+        "network omitted_properties os page referrer screen timezone traits userAgent userAgentData"
+    ).split()
+)
+
+# An event that is too large loses these first: bodies of messages, and all attributes of a person.
+BULK = ("content", "headers", "variables")
+
+# ... and never these, which say what the event is about: message, person and campaign.
+IDENTIFYING = frozenset(
+    (
+        "action_id broadcast_id campaign_id campaign_name content_id customer_id delivery_id email_address "
+        "email_id identifiers inbound_event_id journey_id link_id message_id message_name newsletter_id "
+        "parent_action_id recipient template_id transactional_message_id trigger_event_id trigger_id"
+    ).split()
+)
+
+# Customer.io is itself a Segment destination. Without this an opened email would come
+# back to Customer.io as an event, and could set off the campaign that sends the next one.
+NO_ECHO = {"Customer.io": False, "Customer.io (Actions)": False}
+
+# Of what was left out, so many names, of so many characters: a bound, since they too are from outside.
+MAX_OMITTED_NAMES = 40
+MAX_OMITTED_NAME = 60
+CONTEXT_KEPT = ("event_id", "integration", "traits")
+
+EMAIL = re.compile(r"[^@\s,;:<>]+@[^@\s,;:<>/?#]+")
+NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?([eE][+-]?[0-9]{1,3})?\s*", re.ASCII)
+PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Undeliverable(ValueError):
+    """A genuine event that Segment has no way to hold. `str()` says why, without quoting the event."""
+
+
+class NotAnObject(ValueError):
+    """The body is not a JSON object. Customer.io never sends that."""
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """Return the event in `body`; raise NotAnObject, or Undeliverable where it nests too deeply to be read."""
+    # Replaced, not refused: half a character in a subject must not hold up a week of events.
+    text = body.decode("utf-8-sig", errors="replace")
+    try:
+        try:
+            event = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise NotAnObject(f"the body is not JSON: {error.msg} at character {error.pos}") from None
+        except ValueError:  # an integer of more digits than int() takes: as a float it is infinite
+            event = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 4_000 else float(digits))
+    except RecursionError:
+        if text.lstrip(" \t\r\n").startswith("{"):
+            raise Undeliverable("it is nested too deeply") from None
+        raise NotAnObject("the body is not a JSON object") from None
+    if not isinstance(event, dict):
+        raise NotAnObject("the body is not a JSON object")
+    return event
+
+
+def namespace(write_key: str) -> str:
+    """Return eight characters that differ for different write keys and do not disclose them.
+
+    Segment drops a repeated messageId whatever source or workspace it comes from; without
+    this, a staging and a production relay would swallow each other's events.
+    """
+    return hashlib.sha256(b"customerio-to-segment:" + write_key.encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+def translate(
+    event: dict[str, Any],
+    *,
+    received: datetime,
+    namespace: str = "",
+    prefix: str = "customerio:",
+    omit: frozenset[str] = frozenset(),
+    echo: bool = False,
+) -> dict[str, Any]:
+    """Return the keyword arguments of `Client.track` for one Customer.io event.
+
+    The same event always gives the same call, `message_id` included (but for `received`,
+    which stands in for a timestamp that cannot be read): when Customer.io delivers an
+    event twice, Segment can tell, and keeps one. `omit` names properties that never leave,
+    in any form: identity too is taken from what remains.
+    Raises Undeliverable when the event has no name, or names nobody.
+    """
+    data = event.get("data")
+    properties = data if isinstance(data, dict) else {}
+    if omit:
+        properties = {name: value for name, value in properties.items() if name not in omit}
+    name, placed = _name(event)
+    user_id, anonymous_id, email = _person(properties, about_email=name.startswith("email_"))
+    when = _when(event.get("timestamp"))
+
+    context: dict[str, Any] = {}
+    for key, value in event.items():
+        if key in placed or (key == "data" and isinstance(data, dict)) or (key == "timestamp" and when):
+            continue
+        if key in RESERVED:
+            context.setdefault("customerio", {})[key] = value
+        else:
+            context[key] = value
+    context["integration"] = {"name": "Customer.io"}
+    if email:
+        context["traits"] = {"email": email}
+
+    return {
+        "user_id": user_id,
+        "anonymous_id": anonymous_id,
+        "event": prefix + name,
+        "properties": properties,
+        "context": context,
+        "timestamp": when or received,
+        "integrations": {} if echo else dict(NO_ECHO),
+        "message_id": _message_id(event, namespace),
+    }
+
+
+def scrub(value: Any) -> Any:
+    """Return `value` as strict JSON can hold it: NaN and infinities null, lone surrogates replaced.
+
+    Raises RecursionError on what nests too deeply.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {scrub(key): scrub(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [scrub(item) for item in value]
+    return value
+
+
+def shrink(call: dict[str, Any], excess: int) -> dict[str, Any]:
+    """Return `call` without its largest parts, at least `excess` bytes (as JSON) shorter.
+
+    Bulk goes first, then the largest; what says which message, person and campaign it was
+    stays, and `context.omitted_properties` names what went (parts of the context as
+    "context.name"). Raises Undeliverable when nothing is left to leave out.
+    """
+    properties, context = dict(call["properties"]), dict(call["context"])
+    parts = []
+    for owner, label in ((properties, ""), (context, "context.")):
+        for name, value in owner.items():
+            size = len(json.dumps({name: value}))
+            bulk = owner is properties and name in BULK
+            essential = name in IDENTIFYING or (owner is context and name in CONTEXT_KEPT)
+            # Nothing that identifies is this long, whatever it is called.
+            if not essential or size > 1_000:
+                parts.append((essential, not bulk, -size, label + name, owner, name))
+    parts.sort(key=lambda part: part[:3])
+
+    omitted = 0
+    named: list[str] = []
+    excess += len('"omitted_properties": [], "and 1000000 more", ')
+    for *_, negative_size, label, owner, name in parts:
+        if excess <= 0:
+            break
+        del owner[name]
+        omitted += 1
+        excess += negative_size
+        if len(named) < MAX_OMITTED_NAMES:
+            named.append(label[:MAX_OMITTED_NAME])
+            excess += len(json.dumps(named[-1])) + len(", ")
+    if excess > 0:
+        raise Undeliverable(f"it cannot be made to fit into {MAX_EVENT_BYTES:,} bytes")
+    if omitted > len(named):
+        named.append(f"and {omitted - len(named)} more")
+    context["omitted_properties"] = named
+    return call | {"properties": properties, "context": context}
+
+
+def _name(event: dict[str, Any]) -> tuple[str, set[str]]:
+    """Return the event's name, and the keys of the envelope that it says all of."""
+    legacy, channel, metric = event.get("event_type"), event.get("object_type"), event.get("metric")
+    if _is_text(legacy):
+        return legacy, {"event_type"}
+    if not _is_text(metric):
+        raise Undeliverable("it has no name: neither event_type nor metric is a text")
+    if channel is None or channel == "":
+        return metric, {"object_type", "metric"}
+    if not _is_text(channel):
+        raise Undeliverable("it has no name: object_type is not a text")
+    return f"{channel}_{metric}", {"object_type", "metric"}
+
+
+def _person(data: dict[str, Any], about_email: bool) -> tuple[str | None, str | None, str | None]:
+    """Return userId, anonymousId (one of them is None) and email address (or None) of who the event is about.
+
+    id to userId, and email to anonymousId where there is no id, is what Customer.io's own
+    Segment integration does.
+    """
+    identifiers = data.get("identifiers")
+    if not isinstance(identifiers, dict):
+        identifiers = {}
+    # Elsewhere `recipient` is a phone number, a Slack channel, a URL or a person's id.
+    emails = [identifiers.get("email"), data.get("email_address"), data.get("recipient") if about_email else None]
+    addresses = [_address(value) for value in emails if _is_text(value)]
+    email = next((address for address in addresses if EMAIL.fullmatch(address)), None)
+
+    user_id = _id(data.get("customer_id")) or _id(identifiers.get("id"))
+    if user_id:
+        return user_id, None, email
+    anonymous_id = next(iter(addresses), None) or _id(identifiers.get("cio_id"))
+    if anonymous_id:
+        return None, anonymous_id, email
+    raise Undeliverable("it names nobody: no id, no email address, no cio_id")
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _id(value: Any) -> str | None:
+    """Return an id letter for letter ("0200102" keeps its zero), or None for what is none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value if _is_text(value) else None
+
+
+def _address(text: str) -> str:
+    """Return the address of "Name <address>", which the legacy form has, and other texts as they are."""
+    named = re.fullmatch(r"[^<>]*<([^<>\s]+)>\s*", text)
+    return named[1] if named else text
+
+
+def _when(timestamp: Any) -> datetime | None:
+    """Return the instant of a timestamp in seconds or milliseconds, or None for what is none."""
+    if isinstance(timestamp, str) and NUMBER.fullmatch(timestamp):
+        timestamp = float(timestamp) if re.search("[.eE]", timestamp) else int(timestamp)
+    if isinstance(timestamp, bool) or not isinstance(timestamp, int | float):
+        return None
+    try:
+        # 1e11 is March 1973 in milliseconds, and the year 5138 in seconds.
+        milliseconds = timestamp if timestamp >= 1e11 else timestamp * 1000
+        return EPOCH + timedelta(milliseconds=milliseconds) if milliseconds >= 0 else None
+    except (OverflowError, ValueError):  # beyond the year 9999; NaN
+        return None
+
+
+def _message_id(event: dict[str, Any], namespace: str) -> str:
+    """Return the same messageId, of 1 to 100 characters, for every delivery of the same event."""
+    event_id = _id(event.get("event_id"))
+    if event_id and PLAIN_ID.fullmatch(event_id):
+        return f"customerio-{namespace}-{event_id}"
+    if event_id:
+        kind, identity = "id", event_id
+    else:
+        try:
+            # Not the bytes of the body: the same event, replayed from a dead letter, has others.
+            kind, identity = "event", json.dumps(event, sort_keys=True)
+        except RecursionError:
+            raise Undeliverable("it is nested too deeply") from None
+    digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
+    # The colon keeps these apart from plain ids, which have none.
+    return f"customerio-{namespace}-{kind}:{digest}"
