@@ -1,0 +1,314 @@
+"""Acknowledged delivery: the one place that calls segment-analytics-python.
+
+Every webhook waits here until Segment has answered the upload that carried its event.
+Webhooks that wait at the same time share uploads (group commit). Several uploads may be
+out at once, started at a pace of a tenth of what Segment takes to answer: so a message
+waits at most that tenth for its upload to start, at most ten are out, and a busier relay
+sends larger batches, not more of them. A quiet relay sends each event at once.
+
+Everything runs in greenlets of one thread (gunicorn's gevent worker), so that nothing
+between two waits needs a lock. What is queued belongs to requests that are waiting for
+it: a killed worker loses both, nobody was told 200, and Customer.io sends them again.
+"""
+
+import json
+import os
+from collections import deque
+from collections.abc import Callable
+from math import ceil
+from re import compile as regex
+from time import monotonic
+from typing import Any
+
+import gevent
+import requests
+from gevent.event import AsyncResult
+from gevent.queue import Empty, SimpleQueue
+from segment.analytics import request as segment
+from segment.analytics.client import Client
+
+import pause
+from translate import MAX_EVENT_BYTES, Undeliverable, scrub, shrink
+
+Message = dict[str, Any]
+
+# Segment's limits for one request are 2,500 events and 500 KB. The official client stays
+# at 100 and 475,000, and so do we.
+MAX_BATCH = 100
+MAX_BODY_BYTES = 475_000
+ENVELOPE_BYTES = 200  # {"batch": [...], "sentAt": "...", "writeKey": ...} without the key
+
+# At most so many uploads at once: as many as the client's session keeps connections for.
+MAX_UPLOADS = 10
+
+# Segment's documentation: its addresses change, look them up again once a day. We reconnect hourly.
+RECONNECT_AFTER = 3_600  # seconds
+
+NOT_STRICT = regex(r"NaN|Infinity|\\ud[89a-f]")
+
+
+class NotAccepted(Exception):
+    """Segment does not have the event, and may take it later. `str()` says why; `retry_after` is in seconds."""
+
+    def __init__(self, reason: str, retry_after: int = 1):
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class _Refused(Exception):
+    """Segment answered 400 or 413: something in the batch is at fault."""
+
+
+class _Passing(NotAccepted):
+    """What a second attempt may well mend: 5xx, a dropped connection, no answer yet."""
+
+
+def shaper(write_key: str) -> Callable[[dict[str, Any]], tuple[Message, int]]:
+    """Return the function that turns arguments of `Client.track` into (message, bytes as JSON).
+
+    The client's own `track` shapes the message. What it would send and Segment would
+    refuse, or drop after a 200, is mended or raised as Undeliverable.
+    """
+    client = Client(write_key or "dry-run", send=False)
+
+    def shape(call: dict[str, Any]) -> tuple[Message, int]:
+        try:
+            message, wire = track(call)
+            if NOT_STRICT.search(wire):
+                call = scrub(call)
+                message, wire = track(call)
+            if len(wire) > MAX_EVENT_BYTES:
+                # A message above 32,768 bytes the client refuses, so that wire is the call itself,
+                # some 150 bytes shorter than the message that it would have become.
+                call = shrink(call, len(wire) - MAX_EVENT_BYTES + (0 if message else 200))
+                message, wire = track(call)
+            if not message or len(wire) > MAX_EVENT_BYTES:
+                raise Undeliverable(f"it cannot be made to fit into {MAX_EVENT_BYTES:,} bytes")
+        except RecursionError:
+            raise Undeliverable("it is nested too deeply") from None
+        return message, len(wire)
+
+    def track(call: dict[str, Any]) -> tuple[Message, str]:
+        # The client writes context.library into the dict it is given.
+        try:
+            message: Message = client.track(**call | {"context": dict(call["context"])})[1]
+        except RecursionError:  # is a RuntimeError
+            raise
+        except RuntimeError:  # too large; its text quotes the event
+            return {}, json.dumps(call, default=str)
+        return message, json.dumps(message)
+
+    return shape
+
+
+class Uploader:
+    """One upload, `post(messages, seconds)`, by the official client's code."""
+
+    def __init__(self, write_key: str, host: str):
+        self._write_key = write_key
+        self._host = host
+        self._opened = monotonic()
+        session = segment._session
+        # Not trust_env, which would have the session look for a .netrc, whose entry replaces
+        # the write key, and search the whole environment twice a request. The rest of what
+        # it honours is looked up here, once.
+        session.trust_env = False
+        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+        self._proxies = requests.utils.get_environ_proxies(host)
+        # A followed redirect would turn our POST into a GET, whose 200 means nothing.
+        session.max_redirects = 0
+
+    def __call__(self, messages: list[Message], seconds: float) -> None:
+        """Return if Segment answered 2xx to these messages; raise _Refused, _Passing or NotAccepted if not."""
+        if monotonic() - self._opened > RECONNECT_AFTER:
+            self.reconnect()
+        try:
+            response = segment.post(self._write_key, self._host, timeout=seconds, proxies=self._proxies, batch=messages)
+        except segment.APIError as error:
+            raise self._verdict(error.status, error.response) from None
+        except requests.TooManyRedirects:
+            raise NotAccepted("Segment's address redirects elsewhere: check SEGMENT_HOST") from None
+        except requests.Timeout:
+            raise _Passing("Segment did not answer in time") from None
+        except requests.RequestException:
+            self.reconnect()
+            raise _Passing("the connection to Segment failed") from None
+        # What is not Segment's API may answer 200 to anything: a captive portal, a proxy's page.
+        text = response.content[:2_000].lstrip()
+        if response.history or response.request.method != "POST" or text.startswith(b"<"):
+            raise NotAccepted("what answered is not Segment: check SEGMENT_HOST and proxies")
+        if b'"success":false' in text.replace(b" ", b""):
+            raise _Passing("Segment answered that it failed")
+
+    def reconnect(self) -> None:
+        """Close idle connections, so that the next ones are opened to addresses looked up anew."""
+        self._opened = monotonic()
+        segment._session.close()
+
+    def _verdict(self, status: int, response: requests.Response) -> Exception:
+        if status in (400, 413):
+            return _Refused(f"Segment refuses it ({status})")
+        if status == 429:
+            pause.extend(segment.parse_retry_after(response) or 1)
+            return _paused()
+        if status in (401, 403):
+            return NotAccepted(f"Segment refuses the write key ({status}): check SEGMENT_WRITE_KEY")
+        if status >= 500 or status == 408:
+            return _Passing(f"Segment answered {status}")
+        return NotAccepted(f"Segment answered {status}")
+
+
+def _paused() -> NotAccepted:
+    return NotAccepted("Segment is limiting the rate", retry_after=max(1, ceil(pause.remaining())))
+
+
+class _Ticket:
+    """A message, and the one who waits for it."""
+
+    __slots__ = ("answer", "deadline", "message", "size")
+
+    def __init__(self, message: Message, size: int, deadline: float):
+        self.message = message
+        self.size = size
+        self.deadline = deadline
+        self.answer: AsyncResult = AsyncResult()
+
+
+class GroupCommit:
+    """Hand each message to Segment, together with whatever else is waiting."""
+
+    def __init__(self, upload: Callable[[list[Message], float], None], write_key: str = ""):
+        self._upload = upload
+        self._room = MAX_BODY_BYTES - ENVELOPE_BYTES - len(json.dumps(write_key))
+        self._queue: deque[_Ticket] = deque()
+        self._out = 0  # uploads under way
+        self._last_start = 0.0
+        self._latency = 0.05  # of the last upload, in seconds; a guess until there is one
+        self._waking = False
+
+    def __repr__(self) -> str:
+        return f"<GroupCommit {self._out} out, {len(self._queue)} waiting>"
+
+    def deliver(self, message: Message, size: int, deadline: float) -> None:
+        """Return once Segment has accepted `message`, which is `size` bytes as JSON.
+
+        Raises NotAccepted if it has not by `deadline` (on the monotonic clock), or will not
+        have by then; Undeliverable if Segment refuses this very message.
+        """
+        if pause.remaining() > 0:
+            raise _paused()
+        if self._out >= MAX_UPLOADS:
+            # Each upload that ends makes room for MAX_BATCH of those before us; then comes our own.
+            turns = 1 + len(self._queue) / (MAX_BATCH * MAX_UPLOADS)
+            if monotonic() + turns * self._latency > deadline:
+                raise NotAccepted("Segment is slower than events arrive")
+        ticket = _Ticket(message, size, deadline)
+        self._queue.append(ticket)
+        self._start_uploads()
+        try:
+            error = ticket.answer.get(timeout=max(deadline - monotonic(), 0))
+        except gevent.Timeout:
+            error = NotAccepted("Segment did not answer in time")
+        finally:
+            # Whatever ended the wait, nobody is left to answer: do not send it late.
+            if not ticket.answer.ready() and ticket in self._queue:
+                self._queue.remove(ticket)
+        if error:
+            raise error
+
+    def _start_uploads(self) -> None:
+        """Start every upload whose time has come, and see to it that the next one's will."""
+        while self._queue and self._out < MAX_UPLOADS:
+            wait = self._last_start + self._latency / MAX_UPLOADS - monotonic()
+            if self._out and wait > 0 and len(self._queue) < MAX_BATCH:
+                if not self._waking:
+                    self._waking = True
+                    gevent.spawn_later(wait, self._wake)
+                return
+            self._out += 1
+            self._last_start = monotonic()
+            gevent.spawn(self._commit, self._next_batch())
+
+    def _wake(self) -> None:
+        self._waking = False
+        self._start_uploads()
+
+    def _next_batch(self) -> list[_Ticket]:
+        batch = [self._queue.popleft()]
+        room = self._room - batch[0].size
+        while self._queue and len(batch) < MAX_BATCH and (room := room - self._queue[0].size - len(", ")) >= 0:
+            batch.append(self._queue.popleft())
+        return batch
+
+    def _commit(self, batch: list[_Ticket]) -> None:
+        started = monotonic()
+        try:
+            self._send(batch)
+        finally:
+            self._latency = monotonic() - started
+            self._out -= 1
+            self._start_uploads()
+
+    def _send(self, batch: list[_Ticket]) -> None:
+        """Send one batch, and tell each of its waiters how that went for their own message."""
+        # Not accepted until proven otherwise: however this ends, GreenletExit included,
+        # nobody may be left waiting or be told that all went well.
+        error: Exception | None = NotAccepted("interrupted before Segment answered")
+        halves: list[list[_Ticket]] = []
+        try:
+            self._try_twice([ticket.message for ticket in batch], max(ticket.deadline for ticket in batch))
+            error = None
+        except _Refused as refusal:
+            if len(batch) == 1:
+                error = Undeliverable(str(refusal))
+            else:
+                middle = len(batch) // 2
+                halves = [batch[:middle], batch[middle:]]
+        except Exception as failure:  # noqa: BLE001 - told to every waiter, whose webhook answers 503
+            error = failure
+        finally:
+            if not halves:
+                for ticket in batch:
+                    ticket.answer.set(error)
+        gevent.joinall([gevent.spawn(self._send, half) for half in halves])
+
+    def _try_twice(self, messages: list[Message], deadline: float) -> None:
+        """Upload, and once more if that fails in passing, or has no answer after half the time.
+
+        The first attempt may still succeed while the second is out: Segment knows the
+        messages by their messageId, and keeps one of each.
+        """
+        outcomes: SimpleQueue = SimpleQueue()
+        attempts = [gevent.spawn(self._attempt, messages, deadline, outcomes)]
+        outcome: Exception | None = _Passing("Segment did not answer in time")
+        answered = 0
+        try:
+            seconds = (deadline - monotonic()) / 2
+            while answered < len(attempts):
+                try:
+                    outcome = outcomes.get(timeout=max(seconds, 0))
+                    answered += 1
+                except Empty:
+                    outcome = _Passing("Segment did not answer in time")
+                    if len(attempts) == 2:
+                        break
+                if not isinstance(outcome, _Passing):
+                    break
+                if len(attempts) == 1:
+                    attempts.append(gevent.spawn(self._attempt, messages, deadline, outcomes))
+                seconds = deadline - monotonic()
+        finally:
+            # Also ends an answer that arrives byte by byte, for which no socket times out.
+            gevent.killall(attempts, block=False)
+        if outcome:
+            raise outcome
+
+    def _attempt(self, messages: list[Message], deadline: float, outcomes: SimpleQueue) -> None:
+        try:
+            if pause.remaining() > 0:
+                raise _paused()
+            self._upload(messages, max(deadline - monotonic(), 0.001))
+        except Exception as error:  # noqa: BLE001 - for _try_twice to judge
+            outcomes.put(error)
+        else:
+            outcomes.put(None)

@@ -1,0 +1,54 @@
+"""How gunicorn runs the relay: each value beside the outside number that it must fit."""
+
+import os
+import sys
+from typing import Any
+
+import pause  # noqa: F401 - imported before the workers are forked, it is shared by them
+from config import Config, ConfigError
+from dead_letters import file_problem
+from worker import Worker
+
+try:
+    _config = Config.from_env(os.environ)
+except ConfigError:
+    # Never served: on_starting ends the start, with these and all other problems.
+    _config = Config.from_env({"DRY_RUN": "1"})
+
+
+def on_starting(server: Any) -> None:
+    """Before anything listens: one readable message instead of workers that die one by one."""
+    try:
+        Config.from_env(os.environ, file_problem)
+    except ConfigError as error:
+        sys.exit(str(error))
+    for warning in _config.warnings:
+        server.log.warning(warning)
+
+
+bind = f"0.0.0.0:{_config.port}"
+workers = _config.workers
+loglevel = _config.log_level
+
+# A webhook mostly waits for Segment: greenlets wait in thousands, and slow clients with them.
+worker_class = Worker
+# Together with uploads and files below 1,024 open files, the usual limit of a process.
+worker_connections = 900
+# Waiting here costs milliseconds; a refused connection costs an hour.
+backlog = 2048
+
+# Heroku's router keeps idle connections for 90 s (devcenter.heroku.com, HTTP routing). The side
+# that closes first risks to close under a request: never us.
+keepalive = 95
+# What is in flight is answered within 3.5 s. Heroku kills after 30 s.
+graceful_timeout = 10
+# A worker whose loop does not turn for so long is stuck, and replaced.
+timeout = 30
+
+# Who sent what is nobody's business: no access log (Heroku's router has one, without bodies).
+accesslog = None
+# By default gunicorn obeys SCRIPT_NAME and PATH_INFO *headers* of a proxy. Nobody needs them,
+# and a stranger's would be a 500.
+forwarder_headers = ""
+# Not used, and a socket less to guard.
+control_socket_disable = True

@@ -1,0 +1,219 @@
+"""A Segment on loopback that keeps the documented rules, and fails on demand in every way the real one can.
+
+Rules (segment.com/docs, HTTP Tracking API): 400 above 32 KB an event or 500 KB a request, to
+what is not strict JSON, to an empty or very short write key; after a 200, events without name
+or person and those beyond 2,500 in a batch are dropped in silence, here counted in `lost`; one
+messageId is kept once, whatever source it came from.
+
+A fault is a word: what happens to a request instead of a proper answer.
+
+    500, 429, ...   that status, any number ("429:2": with Retry-After: 2)
+    hang            never an answer               hang-after      the same, but the events are kept
+    reset           the connection is reset       reset-after     the same, but the events are kept
+    close           closed without an answer      drip            a 200 that never ends, byte by byte
+    garbage         bytes that are not HTTP       html            200 and a web page
+    redirect        302 to a page that says 200   redirect-307    307 to a place that would take the POST
+    false           200 {"success": false}
+
+Run as a program (`python tests/fake_segment.py PORT MILLISECONDS`) it is a Segment of that latency.
+"""
+
+import asyncio
+import json
+import socket
+import struct
+import sys
+import threading
+from base64 import b64encode
+from collections import deque
+from typing import Any, Self
+
+PAGE = b"<!doctype html><title>Sign in</title>"
+OK = b'{\n  "success": true\n}'
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+class FakeSegment:
+    def __init__(self, port: int = 0, latency: float = 0.0) -> None:
+        self.latency = latency  # seconds before each answer
+        self.faults: deque[str] = deque()  # for the next requests, one each
+        self.fault: str | None = None  # for every request without one of those
+        self.poison: set[str] = set()  # names of events that are answered with 400
+        self.kept: dict[str, dict[str, Any]] = {}  # messageId -> message
+        self.lost: list[dict[str, Any]] = []
+        self.duplicates = 0
+        self.uploads: list[list[str]] = []  # names of the events of each batch that arrived
+        self.requests: list[dict[str, Any]] = []  # method, path, headers, at, size, fault
+        self.busy = 0  # requests that arrived and are not answered
+        self.most_busy = 0
+        self.open_connections = 0
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self._port = port
+        self._ready = threading.Event()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join(10)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def hold(self) -> None:
+        """Answer nothing from now on, until `release`."""
+        self._loop.call_soon_threadsafe(self._gate.clear)
+
+    def release(self) -> None:
+        self._loop.call_soon_threadsafe(self._gate.set)
+
+    def events(self) -> list[str]:
+        """Return the context.event_id of everything kept, in order of arrival."""
+        return [message["context"].get("event_id") for message in list(self.kept.values())]
+
+    async def _main(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopped = asyncio.Event()
+        server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, backlog=512)
+        self._port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._stopped.wait()
+        server.close()
+        for writer in list(self._writers):
+            writer.transport.abort()
+        await asyncio.sleep(0.01)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open_connections += 1
+        self._writers.add(writer)
+        try:
+            while not self._stopped.is_set():
+                method, path, headers, body = await self._read(reader)
+                self.busy += 1
+                self.most_busy = max(self.busy, self.most_busy)
+                try:
+                    if not await self._answer(writer, method, path, headers, body):
+                        break
+                finally:
+                    self.busy -= 1
+        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError, asyncio.CancelledError):
+            pass
+        finally:
+            self.open_connections -= 1
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str], bytes]:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        method, path, _ = head[0].split(" ")
+        headers = {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in head[1:] if line)}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        return method, path, headers, body
+
+    async def _answer(
+        self, writer: asyncio.StreamWriter, method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> bool:
+        """Answer one request; return whether the connection goes on."""
+        fault = self.faults.popleft() if self.faults else self.fault
+        if path != "/v1/batch" or method != "POST":
+            fault = "page"
+        self.requests.append(
+            {
+                "method": method,
+                "path": path,
+                "headers": headers,
+                "at": self._loop.time(),
+                "size": len(body),
+                "fault": fault,
+            }
+        )
+        status, text = 200, OK
+        if fault in (None, "hang-after", "reset-after"):
+            status, text = self._take(headers, body)
+        if self.latency:
+            await asyncio.sleep(self.latency)
+        await self._gate.wait()
+        extra = ""
+        match (fault or "").split(":"):
+            case ["hang" | "hang-after"]:
+                await self._stopped.wait()
+                return False
+            case ["reset" | "reset-after"]:
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                return False
+            case ["close"]:
+                return False
+            case ["drip"]:
+                for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000:
+                    writer.write(bytes([byte]))
+                    await writer.drain()
+                    await asyncio.sleep(0.05)
+                return False
+            case ["garbage"]:
+                writer.write(b"\x00\x01 SSH-2.0-nonsense\r\n\r\n\xff")
+                await writer.drain()
+                return False
+            case ["html"] | ["page"]:
+                status, text, extra = 200, PAGE, "Content-Type: text/html\r\n"
+            case ["redirect"]:
+                status, text, extra = 302, b"", f"Location: {self.url}/elsewhere\r\n"
+            case ["redirect-307"]:
+                status, text, extra = 307, b"", f"Location: {self.url}/elsewhere\r\n"
+            case ["false"]:
+                status, text = 200, b'{"success": false}'
+            case [number, *retry_after] if number.isdigit():
+                status, text = int(number), b'{"code": "fault", "message": "on demand"}'
+                extra = "".join(f"Retry-After: {value}\r\n" for value in retry_after)
+        head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(text)}\r\n{extra}\r\n"
+        writer.write(head.encode() + text)
+        await writer.drain()
+        return True
+
+    def _take(self, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
+        """Keep, lose or refuse what the body holds, as the rules are."""
+        refused = b'{"code": "invalid_request", "message": "refused"}'
+        try:
+            upload = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+            json.dumps(upload, ensure_ascii=False).encode()  # no lone surrogates
+            batch, key = upload["batch"], upload["writeKey"]
+            names = [message.get("event") for message in batch]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return 400, refused
+        self.uploads.append(names)
+        if not isinstance(key, str) or len(key) < 8:
+            return 400, refused
+        if headers.get("authorization") != "Basic " + b64encode(f"{key}:".encode()).decode():
+            return 400, refused
+        if len(body) > 500_000 or any(len(json.dumps(message)) > 32_768 for message in batch):
+            return 400, refused
+        if self.poison & set(names):
+            return 400, refused
+        for position, message in enumerate(batch):
+            named = isinstance(message.get("event"), str) and message["event"]
+            somebody = message.get("userId") or message.get("anonymousId")
+            shaped = isinstance(message.get("properties"), dict) and message.get("type") == "track"
+            identified = 1 <= len(message.get("messageId") or "") <= 100
+            if position >= 2_500 or not (named and somebody and shaped and identified):
+                self.lost.append(message)
+            elif message["messageId"] in self.kept:
+                self.duplicates += 1
+            else:
+                self.kept[message["messageId"]] = message
+        return 200, OK
+
+
+if __name__ == "__main__":
+    with FakeSegment(int(sys.argv[1]), int(sys.argv[2]) / 1000):
+        print(f"Segment of {sys.argv[2]} ms on port {sys.argv[1]}", flush=True)
+        threading.Event().wait()

@@ -1,0 +1,49 @@
+"""gunicorn's gevent worker, made to answer in JSON, to log nothing personal, and to leave without hanging up."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+import gevent
+from gunicorn.util import write_nonblock
+from gunicorn.workers.ggevent import GeventWorker
+
+# A worker that was told to leave keeps idle connections for so long: a webhook may be on
+# its way on one of them, and a reset would cost an hour. It is answered, with
+# "Connection: close".
+LINGER = 2  # seconds
+
+
+class Worker(GeventWorker):
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._idle: dict[gevent.Greenlet, gevent.Timeout] = {}
+
+    @contextmanager
+    def timeout_ctx(self) -> Iterator[None]:
+        """Wait for the next request on a connection until keepalive ends, or our lingering does."""
+        with gevent.Timeout(self.cfg.keepalive if self.alive else LINGER, False) as timeout:
+            self._idle[gevent.getcurrent()] = timeout
+            try:
+                yield
+            finally:
+                del self._idle[gevent.getcurrent()]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        gevent.spawn_later(LINGER, self._close_idle)
+
+    def _close_idle(self) -> None:
+        for connection, timeout in list(self._idle.items()):
+            connection.throw(timeout)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answer what is not HTTP with 400, as gunicorn does, without logging who sent what."""
+        if isinstance(exc, gevent.GreenletExit):
+            return
+        self.log.warning("not an HTTP request: %s", type(exc).__name__)
+        body = b'{"status": "rejected", "reason": "not an HTTP request"}'
+        head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        with suppress(OSError):  # gone already
+            write_nonblock(client, head.encode() + b"\r\nConnection: close\r\n\r\n" + body)
