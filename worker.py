@@ -36,7 +36,7 @@ class Worker(GeventWorker):
 
     def _close_idle(self) -> None:
         for connection, timeout in list(self._idle.items()):
-            connection.throw(timeout)
+            connection.kill(timeout, block=False)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
         """Answer what is not HTTP with 400, as gunicorn does, without logging who sent what."""

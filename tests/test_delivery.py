@@ -1,5 +1,6 @@
 """Delivery as seen from both ends of a real relay: sharing, splitting, retries, one deadline, shutdown, pauses."""
 
+import contextlib
 import http.client
 import inspect
 import json
@@ -169,16 +170,16 @@ def test_sigterm_answers_what_is_in_flight(relay, segment):
 
 
 def test_sigterm_does_not_wait_for_idle_connections_nor_hang_up_on_them(relay, segment):
-    idle = requests.Session()
     body = json.dumps(make_event("a")).encode()
-    assert idle.post(relay.url + "/webhook", body, headers=sign(body)).status_code == 200
-    relay.process.send_signal(signal.SIGTERM)
-    time.sleep(1.2)  # no new connections now, but this one is still answered
-    answer = idle.post(relay.url + "/webhook", body, headers=sign(body), timeout=5)
-    assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
-    other = requests.Session()
-    del other
-    assert relay.process.wait(8) == 0
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(requests.Session()) for _ in range(20)]
+        for session in idle:
+            assert session.post(relay.url + "/webhook", body, headers=sign(body), timeout=5).status_code == 200
+        relay.process.send_signal(signal.SIGTERM)
+        time.sleep(1.2)  # no new connections now, but the old ones are still answered
+        answer = idle[0].post(relay.url + "/webhook", body, headers=sign(body), timeout=5)
+        assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
+        assert relay.process.wait(8) == 0
     assert "Traceback" not in relay.log
 
 
