@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 PORT ?= 8080
 
-.PHONY: install run test lint lock clean
+.PHONY: install run test lint soak week audit lock clean
 
 install: .venv/run
 
@@ -26,6 +26,23 @@ lint: .venv/dev
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy .
+
+# Nothing lost, whatever happens: SECONDS=60 of it, or as before with SEED=.
+SECONDS ?= 60
+soak: .venv/dev
+	.venv/bin/python proof/soak.py $(SECONDS) $(SEED)
+
+# What a policy of answers costs in a week; the README has the table.
+week: .venv/dev
+	@.venv/bin/python proof/week.py
+
+# Known vulnerabilities of what is pinned. Strictly: what could not be looked up is not sound.
+audit: .venv/dev
+	@.venv/bin/pip-audit --strict --require-hashes --disable-pip -r requirements.txt || { \
+		echo; \
+		echo "Not shown to be sound. Either the table above names vulnerabilities, or pip-audit could not look"; \
+		echo "a package up at pypi.org (it says so above): then nothing is known, and it has to be run elsewhere."; \
+		exit 1; }
 
 # Pins everything that requirements*.in pull in, with the hashes of the files.
 lock: .venv/dev

@@ -144,7 +144,11 @@ def answer(code: int, status: str, retry_after: int | None = None, **more: Any) 
 
 
 def set_up_logging(level: str) -> None:
-    logging.basicConfig(level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    # As gunicorn's own lines look.
+    form = logging.Formatter("[%(asctime)s] [%(process)d] [%(levelname)s] %(message)s", "%Y-%m-%d %H:%M:%S %z")
+    to_stderr = logging.StreamHandler(sys.stderr)
+    to_stderr.setFormatter(form)
+    logging.basicConfig(level=level.upper(), handlers=[to_stderr])
     # At these levels the client logs whole events, and urllib3 addresses.
     logging.getLogger("segment").setLevel(logging.CRITICAL)
     logging.getLogger("urllib3").setLevel(logging.CRITICAL)

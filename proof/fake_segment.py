@@ -13,9 +13,9 @@ A fault is a word: what happens to a request instead of a proper answer.
     close           closed without an answer      drip            a 200 that never ends, byte by byte
     garbage         bytes that are not HTTP       html            200 and a web page
     redirect        302 to a page that says 200   redirect-307    307 to a place that would take the POST
-    false           200 {"success": false}
+    false           200 {"success": false}        refuse          nothing listens, connections are cut
 
-Run as a program (`python tests/fake_segment.py PORT MILLISECONDS`) it is a Segment of that latency.
+Run as a program (`python proof/fake_segment.py PORT MILLISECONDS`) it is a Segment of that latency.
 """
 
 import asyncio
@@ -40,7 +40,8 @@ class FakeSegment:
     def __init__(self, port: int = 0, latency: float = 0.0) -> None:
         self.latency = latency  # seconds before each answer
         self.faults: deque[str] = deque()  # for the next requests, one each
-        self.fault: str | None = None  # for every request without one of those
+        self.fault: str | None = None  # for every request without one of those ...
+        self.share = 1.0  # ... or for that share of them
         self.poison: set[str] = set()  # names of events that are answered with 400
         self.kept: dict[str, dict[str, Any]] = {}  # messageId -> message
         self.lost: list[dict[str, Any]] = []
@@ -50,6 +51,9 @@ class FakeSegment:
         self.busy = 0  # requests that arrived and are not answered
         self.most_busy = 0
         self.open_connections = 0
+        self._turn = 0.0
+        self._server: asyncio.Server | None = None
+        self._loop: asyncio.AbstractEventLoop
         self._gate = asyncio.Event()
         self._gate.set()
         self._port = port
@@ -77,20 +81,36 @@ class FakeSegment:
     def release(self) -> None:
         self._loop.call_soon_threadsafe(self._gate.set)
 
+    def set_fault(self, fault: str | None, share: float = 1.0) -> None:
+        """Have `share` of the requests from now on fail in that way, None for none."""
+        self.fault, self.share = fault, share
+        self._loop.call_soon_threadsafe(self._listen, fault != "refuse")
+
     def events(self) -> list[str]:
         """Return the context.event_id of everything kept, in order of arrival."""
         return [message["context"].get("event_id") for message in list(self.kept.values())]
 
+    def _listen(self, wanted: bool) -> None:
+        if wanted and self._server is None:
+            self._loop.create_task(self._open())
+        elif not wanted and self._server is not None:
+            self._server.close()
+            self._server = None
+            for writer in list(self._writers):
+                writer.transport.abort()
+
+    async def _open(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, backlog=512, reuse_address=True)
+
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopped = asyncio.Event()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, backlog=512)
-        self._port = server.sockets[0].getsockname()[1]
+        await self._open()
+        assert self._server
+        self._port = self._server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stopped.wait()
-        server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
+        self._listen(False)
         await asyncio.sleep(0.01)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -124,7 +144,12 @@ class FakeSegment:
         self, writer: asyncio.StreamWriter, method: str, path: str, headers: dict[str, str], body: bytes
     ) -> bool:
         """Answer one request; return whether the connection goes on."""
-        fault = self.faults.popleft() if self.faults else self.fault
+        fault: str | None
+        if self.faults:
+            fault = self.faults.popleft()
+        else:
+            self._turn = (self._turn + self.share) % 1
+            fault = self.fault if self._turn < self.share else None
         if path != "/v1/batch" or method != "POST":
             fault = "page"
         self.requests.append(

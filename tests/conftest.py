@@ -1,8 +1,6 @@
 """What the tests share: a real relay under gunicorn on a free port, a fake Segment, and signed webhooks."""
 
 import contextlib
-import hashlib
-import hmac
 import json
 import os
 import signal
@@ -16,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fake_customerio
 import pytest
 import requests
 from fake_segment import FakeSegment
@@ -26,10 +25,7 @@ SIGNING_KEY = "a-signing-key-of-the-tests"
 
 
 def sign(body: bytes, timestamp: str | None = None, key: str = SIGNING_KEY) -> dict[str, str]:
-    """Return the headers that Customer.io sends with `body`."""
-    timestamp = timestamp or str(int(time.time()))
-    signature = hmac.new(key.encode(), f"v0:{timestamp}:".encode() + body, hashlib.sha256).hexdigest()
-    return {"X-CIO-Timestamp": timestamp, "X-CIO-Signature": signature, "Content-Type": "application/json"}
+    return fake_customerio.sign(body, key, timestamp)
 
 
 def make_event(number: int | str = 1, **changes: Any) -> dict[str, Any]:

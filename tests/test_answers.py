@@ -144,6 +144,17 @@ def test_the_signature_is_checked_before_the_body_is_parsed(relay):
     assert relay.post(b"not json", headers={}).status_code == 401
 
 
+SPELLINGS = [
+    b'{"metric":"m",\n "data" : {"customer_id": 15, "identifiers": {"id": "\\u0061"}}}\n',
+    b'{"metric": "m", "metric": "n", "data": {"customer_id": 1, "x": 1.50e1}}',
+]
+
+
+@pytest.mark.parametrize("body", SPELLINGS, ids=["spaces and escapes", "a key twice"])
+def test_the_signature_is_of_the_bytes_as_they_came(relay, body):
+    assert relay.post(body).status_code == 200
+
+
 def test_a_second_key_is_for_rotation(start, segment):
     relay = start(segment, CUSTOMERIO_SIGNING_KEY=f"new, {SIGNING_KEY}")
     assert relay.post(make_event()).status_code == 200

@@ -42,3 +42,18 @@ def test_the_example_of_the_readme_is_the_one_that_is_tested():
 @pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
 def test_every_link_of_the_readme_leads_somewhere(path):
     assert (ROOT / path).exists()
+
+
+def test_every_test_that_the_security_page_names_exists():
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 20
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_dependency_is_pinned_with_a_hash(name):
+    entries = re.split(r"\n(?=[a-zA-Z])", re.sub(r"(?m)^ *#.*\n", "", (ROOT / name).read_text()).strip())
+    assert len(entries) > 10
+    for entry in entries:
+        assert re.match(r"[\w.-]+==[\w.]+ \\\n    --hash=sha256:", entry), entry
