@@ -23,7 +23,6 @@ from typing import Any
 import gevent
 import requests
 from gevent.event import AsyncResult
-from gevent.queue import Empty, SimpleQueue
 from segment.analytics import request as segment
 from segment.analytics.client import Client
 
@@ -40,6 +39,8 @@ ENVELOPE_BYTES = 200  # {"batch": [...], "sentAt": "...", "writeKey": ...} witho
 
 # At most so many uploads at once: as many as the client's session keeps connections for.
 MAX_UPLOADS = 10
+
+FEW = 10
 
 # Segment's documentation: its addresses change, look them up again once a day. We reconnect hourly.
 RECONNECT_AFTER = 3_600  # seconds
@@ -177,14 +178,14 @@ class _Ticket:
 class GroupCommit:
     """Hand each message to Segment, together with whatever else is waiting."""
 
-    def __init__(self, upload: Callable[[list[Message], float], None], write_key: str = ""):
-        self._upload = upload
+    def __init__(self, post: Callable[[list[Message], float], None], write_key: str = ""):
+        self._post = post
         self._room = MAX_BODY_BYTES - ENVELOPE_BYTES - len(json.dumps(write_key))
         self._queue: deque[_Ticket] = deque()
         self._out = 0  # uploads under way
         self._last_start = 0.0
         self._latency = 0.05  # of the last upload, in seconds; a guess until there is one
-        self._waking = False
+        self._pacing = False
 
     def __repr__(self) -> str:
         return f"<GroupCommit {self._out} out, {len(self._queue)} waiting>"
@@ -217,20 +218,37 @@ class GroupCommit:
             raise error
 
     def _start_uploads(self) -> None:
-        """Start every upload whose time has come, and see to it that the next one's will."""
+        for batch in self._due():
+            gevent.spawn(self._send, batch, self._ended)
+
+    def _due(self) -> list[list[_Ticket]]:
+        """Take the batches whose time has come off the queue, and see to it that the next one's will."""
+        due = []
         while self._queue and self._out < MAX_UPLOADS:
-            wait = self._last_start + self._latency / MAX_UPLOADS - monotonic()
+            # A few that wait are sent soon; if many do already, more that come soon make it cheaper for all.
+            pace = self._latency / (10 if len(self._queue) <= FEW else 3)
+            wait = self._last_start + pace - monotonic()
             if self._out and wait > 0 and len(self._queue) < MAX_BATCH:
-                if not self._waking:
-                    self._waking = True
-                    gevent.spawn_later(wait, self._wake)
-                return
+                if not self._pacing:
+                    self._pacing = True
+                    gevent.spawn_later(wait, self._go_on)
+                break
             self._out += 1
             self._last_start = monotonic()
-            gevent.spawn(self._commit, self._next_batch())
+            due.append(self._next_batch())
+        return due
 
-    def _wake(self) -> None:
-        self._waking = False
+    def _go_on(self) -> None:
+        self._pacing = False
+        due = self._due()
+        for batch in due[1:]:
+            gevent.spawn(self._send, batch, self._ended)
+        if due:  # here and now: another greenlet would wait its turn behind all that is going on
+            self._send(due[0], self._ended)
+
+    def _ended(self, started: float) -> None:
+        self._latency = monotonic() - started
+        self._out -= 1
         self._start_uploads()
 
     def _next_batch(self) -> list[_Ticket]:
@@ -240,75 +258,90 @@ class GroupCommit:
             batch.append(self._queue.popleft())
         return batch
 
-    def _commit(self, batch: list[_Ticket]) -> None:
-        started = monotonic()
-        try:
-            self._send(batch)
-        finally:
-            self._latency = monotonic() - started
-            self._out -= 1
-            self._start_uploads()
+    def _send(self, batch: list[_Ticket], ended: Callable[[float], None] = lambda started: None) -> None:
+        """Upload `batch`, tell each waiter how their own message fared, and then call `ended`.
 
-    def _send(self, batch: list[_Ticket]) -> None:
-        """Send one batch, and tell each of its waiters how that went for their own message."""
-        # Not accepted until proven otherwise: however this ends, GreenletExit included,
-        # nobody may be left waiting or be told that all went well.
-        error: Exception | None = NotAccepted("interrupted before Segment answered")
-        halves: list[list[_Ticket]] = []
-        try:
-            self._try_twice([ticket.message for ticket in batch], max(ticket.deadline for ticket in batch))
-            error = None
-        except _Refused as refusal:
-            if len(batch) == 1:
-                error = Undeliverable(str(refusal))
-            else:
-                middle = len(batch) // 2
-                halves = [batch[:middle], batch[middle:]]
-        except Exception as failure:  # noqa: BLE001 - told to every waiter, whose webhook answers 503
-            error = failure
-        finally:
-            if not halves:
-                for ticket in batch:
-                    ticket.answer.set(error)
-        gevent.joinall([gevent.spawn(self._send, half) for half in halves])
-
-    def _try_twice(self, messages: list[Message], deadline: float) -> None:
-        """Upload, and once more if that fails in passing, or has no answer after half the time.
-
-        The first attempt may still succeed while the second is out: Segment knows the
-        messages by their messageId, and keeps one of each.
+        Returns when the first attempt ends; what is left to do then, others do.
         """
-        outcomes: SimpleQueue = SimpleQueue()
-        attempts = [gevent.spawn(self._attempt, messages, deadline, outcomes)]
-        outcome: Exception | None = _Passing("Segment did not answer in time")
-        answered = 0
-        try:
-            seconds = (deadline - monotonic()) / 2
-            while answered < len(attempts):
-                try:
-                    outcome = outcomes.get(timeout=max(seconds, 0))
-                    answered += 1
-                except Empty:
-                    outcome = _Passing("Segment did not answer in time")
-                    if len(attempts) == 2:
-                        break
-                if not isinstance(outcome, _Passing):
-                    break
-                if len(attempts) == 1:
-                    attempts.append(gevent.spawn(self._attempt, messages, deadline, outcomes))
-                seconds = deadline - monotonic()
-        finally:
-            # Also ends an answer that arrives byte by byte, for which no socket times out.
-            gevent.killall(attempts, block=False)
-        if outcome:
-            raise outcome
+        started = monotonic()
 
-    def _attempt(self, messages: list[Message], deadline: float, outcomes: SimpleQueue) -> None:
+        def settle(error: Exception | None) -> None:
+            if isinstance(error, _Refused) and len(batch) > 1:
+                middle = len(batch) // 2
+                gevent.spawn(self._send, batch[:middle])
+                gevent.spawn(self._send, batch[middle:])
+            else:
+                for ticket in batch:
+                    ticket.answer.set(Undeliverable(str(error)) if isinstance(error, _Refused) else error)
+            ended(started)
+
+        deadline = max(ticket.deadline for ticket in batch)
+        _Upload(self._post, [ticket.message for ticket in batch], deadline, settle).attempt()
+
+
+class _Upload:
+    """One batch on its way to Segment: at most two attempts, and then one call of `settle`.
+
+    A second attempt is made when the first fails in passing, or has no answer after half of the
+    time. The first may still succeed while the second is out: Segment knows the messages by
+    their messageId, and keeps one of each.
+    """
+
+    def __init__(
+        self,
+        post: Callable[[list[Message], float], None],
+        messages: list[Message],
+        deadline: float,
+        settle: Callable[[Exception | None], None],
+    ):
+        self._post = post
+        self._messages = messages
+        self._deadline = deadline
+        self._settle: Callable[[Exception | None], None] | None = settle
+        self._attempts: list[gevent.Greenlet] = []
+        self._second_chance = True
+        self._unanswered = 0
+        self._clock = gevent.spawn_later(self._seconds_left() / 2, self._at_half_time)
+
+    def _seconds_left(self) -> float:
+        return max(self._deadline - monotonic(), 0.001)
+
+    def attempt(self) -> None:
+        self._unanswered += 1
+        self._attempts.append(gevent.getcurrent())
+        # Not accepted until proven otherwise: however this ends, GreenletExit included,
+        # nobody may be told that all went well.
+        outcome: Exception | None = NotAccepted("interrupted before Segment answered")
         try:
             if pause.remaining() > 0:
                 raise _paused()
-            self._upload(messages, max(deadline - monotonic(), 0.001))
-        except Exception as error:  # noqa: BLE001 - for _try_twice to judge
-            outcomes.put(error)
-        else:
-            outcomes.put(None)
+            self._post(self._messages, self._seconds_left())
+            outcome = None
+        except Exception as error:  # noqa: BLE001 - told to every waiter, whose webhook answers 503
+            outcome = error
+        finally:
+            self._unanswered -= 1
+            self._judge(outcome)
+
+    def _judge(self, outcome: Exception | None) -> None:
+        if isinstance(outcome, _Passing) and self._second_chance:
+            self._second_chance = False
+            self.attempt()
+        elif not (isinstance(outcome, _Passing) and self._unanswered):
+            self._end(outcome)
+
+    def _at_half_time(self) -> None:
+        if self._second_chance:
+            self._second_chance = False
+            gevent.spawn(self.attempt)
+        gevent.sleep(self._seconds_left())
+        self._end(_Passing("Segment did not answer in time"))
+
+    def _end(self, outcome: Exception | None) -> None:
+        settle, self._settle = self._settle, None
+        if settle:
+            # This also ends an answer that arrives byte by byte, for which no socket times out.
+            for greenlet in {*self._attempts, self._clock}:
+                if greenlet is not gevent.getcurrent():
+                    greenlet.kill(block=False)
+            settle(outcome)

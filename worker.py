@@ -1,11 +1,13 @@
 """gunicorn's gevent worker, made to answer in JSON, to log nothing personal, and to leave without hanging up."""
 
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 import gevent
+from gevent import monkey
 from gunicorn.util import write_nonblock
 from gunicorn.workers.ggevent import GeventWorker
 
@@ -19,6 +21,12 @@ class Worker(GeventWorker):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._idle: dict[gevent.Greenlet, gevent.Timeout] = {}
+
+    def patch(self) -> None:
+        super().patch()
+        # urllib3 asks poll() whether an idle connection is still open. gevent's poll goes once
+        # around the event loop to say so, which under load takes longer than the upload.
+        select.poll = monkey.get_original("select", "poll")  # type: ignore[misc]
 
     @contextmanager
     def timeout_ctx(self) -> Iterator[None]:

@@ -134,12 +134,12 @@ def test_the_event_at_fault_is_found_and_its_neighbours_are_delivered(commit, se
 
 @pytest.mark.parametrize("death", [gevent.GreenletExit(), KeyError("a bug")], ids=repr)
 def test_nobody_is_told_success_when_the_upload_dies(commit, segment, death):
-    def dies(messages, deadline):
+    def dies(messages, seconds):
         raise death
 
     waiting = [deliver(commit, "a")]
     gevent.sleep(0.01)
-    commit._try_twice = dies
+    commit._post = dies
     waiting += [deliver(commit, name) for name in "bc"]
     segment.open.set()
     first, *others = results(waiting)
