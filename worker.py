@@ -1,6 +1,7 @@
 """gunicorn's gevent worker, made to answer in JSON, to log nothing personal, and to leave without hanging up."""
 
 import select
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -21,6 +22,12 @@ class Worker(GeventWorker):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._idle: dict[gevent.Greenlet, gevent.Timeout] = {}
+
+    def init_process(self) -> None:
+        # Until gunicorn installs a worker's own handlers it has the arbiter's, which only take note.
+        # Told to leave in that moment it would stay, serve, and be killed in the midst of it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        super().init_process()
 
     def patch(self) -> None:
         super().patch()

@@ -183,6 +183,16 @@ def test_sigterm_does_not_wait_for_idle_connections_nor_hang_up_on_them(relay, s
     assert "Traceback" not in relay.log
 
 
+def test_a_worker_that_only_just_started_leaves_too(start):
+    relay = start(DRY_RUN="1")
+    (first,) = relay.workers()
+    os.kill(first, signal.SIGKILL)
+    until(lambda: set(relay.workers()) - {first})
+    relay.process.send_signal(signal.SIGTERM)
+    # gunicorn kills after ten seconds what has not left by itself.
+    assert relay.process.wait(8) == 0
+
+
 def test_a_reload_refuses_nobody(relay, segment):
     segment.latency = 0.05
     stop = threading.Event()
