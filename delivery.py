@@ -2,9 +2,8 @@
 
 Every webhook waits here until Segment has answered the upload that carried its event.
 Webhooks that wait at the same time share uploads (group commit). Several uploads may be
-out at once, started at a pace of a tenth of what Segment takes to answer: so a message
-waits at most that tenth for its upload to start, at most ten are out, and a busier relay
-sends larger batches, not more of them. A quiet relay sends each event at once.
+out at once, started at a pace that follows from what Segment takes to answer: so a
+busier relay sends larger batches, not more of them, and a quiet one sends each event at once.
 
 Everything runs in greenlets of one thread (gunicorn's gevent worker), so that nothing
 between two waits needs a lock. What is queued belongs to requests that are waiting for
@@ -14,11 +13,11 @@ it: a killed worker loses both, nobody was told 200, and Customer.io sends them 
 import json
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from math import ceil
 from re import compile as regex
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import gevent
 import requests
@@ -30,6 +29,7 @@ import pause
 from translate import MAX_EVENT_BYTES, Undeliverable, scrub, shrink
 
 Message = dict[str, Any]
+T = TypeVar("T")
 
 # Segment's limits for one request are 2,500 events and 500 KB. The official client stays
 # at 100 and 475,000, and so do we.
@@ -40,7 +40,11 @@ ENVELOPE_BYTES = 200  # {"batch": [...], "sentAt": "...", "writeKey": ...} witho
 # At most so many uploads at once: as many as the client's session keeps connections for.
 MAX_UPLOADS = 10
 
-FEW = 10
+# The next upload starts after a tenth of the time that Segment takes to answer one: so long, at
+# the most, a webhook waits for its turn. Above so many webhooks at once in a worker, after a
+# third: an upload costs as much as three webhooks, and fewer of them make all answers sooner.
+BUSY = 80
+MAX_PACE = 0.1  # seconds, however slow Segment is: those who wait have a deadline
 
 # Segment's documentation: its addresses change, look them up again once a day. We reconnect hourly.
 RECONNECT_AFTER = 3_600  # seconds
@@ -56,7 +60,7 @@ class NotAccepted(Exception):
         self.retry_after = retry_after
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """Segment answered 400 or 413: something in the batch is at fault."""
 
 
@@ -120,7 +124,7 @@ class Uploader:
         session.max_redirects = 0
 
     def __call__(self, messages: list[Message], seconds: float) -> None:
-        """Return if Segment answered 2xx to these messages; raise _Refused, _Passing or NotAccepted if not."""
+        """Return if Segment answered 2xx to these messages; raise Refused, _Passing or NotAccepted if not."""
         if monotonic() - self._opened > RECONNECT_AFTER:
             self.reconnect()
         try:
@@ -148,7 +152,7 @@ class Uploader:
 
     def _verdict(self, status: int, response: requests.Response) -> Exception:
         if status in (400, 413):
-            return _Refused(f"Segment refuses it ({status})")
+            return Refused(f"Segment refuses it ({status})")
         if status == 429:
             pause.extend(segment.parse_retry_after(response) or 1)
             return _paused()
@@ -161,6 +165,21 @@ class Uploader:
 
 def _paused() -> NotAccepted:
     return NotAccepted("Segment is limiting the rate", retry_after=max(1, ceil(pause.remaining())))
+
+
+def batches(items: Iterable[T], size: Callable[[T], int], write_key: str) -> Iterator[list[T]]:
+    """Yield `items` in order, in lists that are each at most one upload; `size` is an item's bytes as JSON."""
+    whole = MAX_BODY_BYTES - ENVELOPE_BYTES - len(json.dumps(write_key))
+    batch: list[T] = []
+    room = whole
+    for item in items:
+        room -= size(item) + len(", ")
+        if batch and (room < 0 or len(batch) == MAX_BATCH):
+            yield batch
+            batch, room = [], whole - size(item) - len(", ")
+        batch.append(item)
+    if batch:
+        yield batch
 
 
 class _Ticket:
@@ -180,8 +199,9 @@ class GroupCommit:
 
     def __init__(self, post: Callable[[list[Message], float], None], write_key: str = ""):
         self._post = post
-        self._room = MAX_BODY_BYTES - ENVELOPE_BYTES - len(json.dumps(write_key))
+        self._write_key = write_key
         self._queue: deque[_Ticket] = deque()
+        self._at_once = 0  # webhooks that wait for their answer
         self._out = 0  # uploads under way
         self._last_start = 0.0
         self._latency = 0.05  # of the last upload, in seconds; a guess until there is one
@@ -205,12 +225,14 @@ class GroupCommit:
                 raise NotAccepted("Segment is slower than events arrive")
         ticket = _Ticket(message, size, deadline)
         self._queue.append(ticket)
-        self._start_uploads()
+        self._at_once += 1
         try:
+            self._start_uploads()
             error = ticket.answer.get(timeout=max(deadline - monotonic(), 0))
         except gevent.Timeout:
             error = NotAccepted("Segment did not answer in time")
         finally:
+            self._at_once -= 1
             # Whatever ended the wait, nobody is left to answer: do not send it late.
             if not ticket.answer.ready() and ticket in self._queue:
                 self._queue.remove(ticket)
@@ -225,8 +247,7 @@ class GroupCommit:
         """Take the batches whose time has come off the queue, and see to it that the next one's will."""
         due = []
         while self._queue and self._out < MAX_UPLOADS:
-            # A few that wait are sent soon; if many do already, more that come soon make it cheaper for all.
-            pace = self._latency / (10 if len(self._queue) <= FEW else 3)
+            pace = min(self._latency / (10 if self._at_once <= BUSY else 3), MAX_PACE)
             wait = self._last_start + pace - monotonic()
             if self._out and wait > 0 and len(self._queue) < MAX_BATCH:
                 if not self._pacing:
@@ -252,10 +273,9 @@ class GroupCommit:
         self._start_uploads()
 
     def _next_batch(self) -> list[_Ticket]:
-        batch = [self._queue.popleft()]
-        room = self._room - batch[0].size
-        while self._queue and len(batch) < MAX_BATCH and (room := room - self._queue[0].size - len(", ")) >= 0:
-            batch.append(self._queue.popleft())
+        batch = next(batches(self._queue, lambda ticket: ticket.size, self._write_key))
+        for _ in batch:
+            self._queue.popleft()
         return batch
 
     def _send(self, batch: list[_Ticket], ended: Callable[[float], None] = lambda started: None) -> None:
@@ -266,13 +286,13 @@ class GroupCommit:
         started = monotonic()
 
         def settle(error: Exception | None) -> None:
-            if isinstance(error, _Refused) and len(batch) > 1:
+            if isinstance(error, Refused) and len(batch) > 1:
                 middle = len(batch) // 2
                 gevent.spawn(self._send, batch[:middle])
                 gevent.spawn(self._send, batch[middle:])
             else:
                 for ticket in batch:
-                    ticket.answer.set(Undeliverable(str(error)) if isinstance(error, _Refused) else error)
+                    ticket.answer.set(Undeliverable(str(error)) if isinstance(error, Refused) else error)
             ended(started)
 
         deadline = max(ticket.deadline for ticket in batch)

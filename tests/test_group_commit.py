@@ -14,8 +14,8 @@ from delivery import (
     MAX_UPLOADS,
     GroupCommit,
     NotAccepted,
+    Refused,
     _Passing,
-    _Refused,
 )
 from translate import Undeliverable
 
@@ -99,8 +99,8 @@ def test_a_full_batch_does_not_wait(commit, segment):
 
 ROOM = MAX_BODY_BYTES - ENVELOPE_BYTES - len('""')
 BYTES = {
-    "what just fits": ([ROOM - 102, 100], 1),
-    "one byte too many": ([ROOM - 101, 100], 2),
+    "what just fits": ([ROOM - 104, 100], 1),
+    "one byte too many": ([ROOM - 103, 100], 2),
     "fifteen large ones": ([32_000] * 15, 2),
     "fourteen large ones": ([32_000] * 14, 1),
 }
@@ -124,7 +124,7 @@ def test_everybody_is_told_the_failure_of_their_own_batch(commit, segment):
 
 
 def test_the_event_at_fault_is_found_and_its_neighbours_are_delivered(commit, segment):
-    segment.fails["d"] = _Refused("refused")
+    segment.fails["d"] = Refused("refused")
     waiting = [deliver(commit, name) for name in "abcdefg"]
     segment.open.set()
     by_name = dict(zip("abcdefg", results(waiting), strict=True))
