@@ -6,14 +6,14 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 PORT ?= 8080
 
-.PHONY: install run test lint soak week audit lock clean
+.PHONY: install run test lint soak week bench audit lock clean
 
 install: .venv/run
 
 run: .venv/run
 	@echo
 	@echo "Trying out the relay: http://localhost:$(PORT), with DRY_RUN=1. Nothing is sent to Segment."
-	@echo "Send it a webhook from another terminal, and see here the track call that it becomes:"
+	@echo "Open that address in a browser, or send it a webhook from another terminal:"
 	@echo
 	@echo "  curl -d @tests/events/legacy.json http://localhost:$(PORT)/webhook"
 	@echo
@@ -28,13 +28,16 @@ lint: .venv/dev
 	.venv/bin/mypy .
 
 # Nothing lost, whatever happens: SECONDS=60 of it, or as before with SEED=.
-SECONDS ?= 60
 soak: .venv/dev
-	.venv/bin/python proof/soak.py $(SECONDS) $(SEED)
+	.venv/bin/python proof/soak.py $(or $(SECONDS),60) $(SEED)
 
 # What a policy of answers costs in a week; the README has the table.
 week: .venv/dev
 	@.venv/bin/python proof/week.py
+
+# The relay beside bare Flask; needs wrk. Writes bench/RESULTS.md and bench/latency.svg.
+bench: .venv/dev
+	.venv/bin/python bench/bench.py
 
 # Known vulnerabilities of what is pinned. Strictly: what could not be looked up is not sound.
 audit: .venv/dev

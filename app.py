@@ -17,8 +17,11 @@ import gevent
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+import commands
 import dead_letters
-from config import Config
+import metrics
+import page
+from config import Config, ConfigError
 from delivery import GroupCommit, NotAccepted, Uploader, shaper
 from signature import BadSignature, verify
 from translate import NotAnObject, Undeliverable, namespace, parse, translate
@@ -52,8 +55,15 @@ def relay(config: Config) -> Callable[[WSGIEnvironment], Answer]:
     segment = GroupCommit(Uploader(config.segment_write_key, config.segment_host), config.segment_write_key)
 
     def webhook(environ: WSGIEnvironment) -> Answer:
+        arrived = monotonic()
+        answer = accept(environ, arrived)
+        status = answer.body["status"]
+        metrics.count(status, monotonic() - arrived, answer.body["reason"] if status == "retry" else "")
+        return answer
+
+    def accept(environ: WSGIEnvironment, arrived: float) -> Answer:
         # The last tenth is for saying that it was Segment who took too long.
-        deadline = monotonic() + DEADLINE - 0.1
+        deadline = arrived + DEADLINE - 0.1
         try:
             # Over everything, the body that arrives slowly and the disk that is slow included.
             with gevent.Timeout(DEADLINE, NotAccepted("it took too long")):
@@ -93,9 +103,12 @@ def relay(config: Config) -> Callable[[WSGIEnvironment], Answer]:
             message, size = shape(call)
             if config.dry_run:
                 print(f"track call:\n{json.dumps(message, indent=2, ensure_ascii=False)}", flush=True)
+                page.seen(event, message)
             else:
                 segment.deliver(message, size, deadline)
         except Undeliverable as reason:
+            if config.dry_run:
+                page.seen(event, f"a dead letter: {reason}")
             dead_letters.keep(event, str(reason), config.dead_letter_file)
             if config.dead_letter_file:
                 log.warning("dead letter kept in %s: %s", config.dead_letter_file, reason)
@@ -126,9 +139,14 @@ def read_body(environ: WSGIEnvironment) -> bytes:
     return body
 
 
-def create_app(config: Config) -> Flask:
+def create_app(config: Config, problem: ConfigError | None = None) -> Flask:
+    """Return the application. With a `problem`, only its commands are of use: no webhook is taken."""
     app = Flask(__name__, static_folder=None)
     webhook = relay(config)
+    if problem:
+        webhook = lambda environ: Answer(503, {"status": "retry", "reason": "the relay is not configured"}, 1)  # noqa: E731
+    commands.register(app, config, problem)
+    page.register(app, config)
 
     @app.post("/webhook", provide_automatic_options=False)
     def webhook_through_flask() -> Response:
@@ -186,6 +204,12 @@ def set_up_logging(level: str) -> None:
     logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 
-config = Config.from_env(os.environ)
+try:
+    config, problem = Config.from_env(os.environ), None
+except ConfigError as error:
+    # gunicorn has said so and not started. A command has to be able to say --help.
+    if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
+        raise
+    config, problem = Config.from_env({"DRY_RUN": "1"}), error
 set_up_logging(config.log_level)
-app = create_app(config)
+app = create_app(config, problem)

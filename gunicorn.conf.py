@@ -1,9 +1,18 @@
 """How gunicorn runs the relay: each value beside the outside number that it must fit."""
 
 import os
+import shutil
 import sys
+import tempfile
 from typing import Any
 
+import gevent
+
+# Where the workers' counts are added up; a folder of this service, gone with it.
+if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="relay-metrics-")
+
+import metrics
 import pause  # noqa: F401 - imported before the workers are forked, it is shared by them
 from config import Config, ConfigError
 from dead_letters import file_problem
@@ -26,8 +35,22 @@ def on_starting(server: Any) -> None:
         server.log.warning(warning)
 
 
+def post_worker_init(worker: Any) -> None:
+    def remember_now_and_then() -> None:
+        while True:
+            metrics.remember()
+            gevent.sleep(5)
+
+    gevent.spawn(remember_now_and_then)
+
+
+def on_exit(server: Any) -> None:
+    shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"], ignore_errors=True)
+
+
 bind = f"0.0.0.0:{_config.port}"
-workers = _config.workers
+# In a dry run one, which remembers the webhooks that the page shows.
+workers = 1 if _config.dry_run else _config.workers
 loglevel = _config.log_level
 
 # A webhook mostly waits for Segment: greenlets wait in thousands, and slow clients with them.

@@ -27,17 +27,25 @@ def verify(body: bytes, timestamp: str, signature: str, keys: tuple[str, ...], n
         raise BadSignature("the X-CIO-Timestamp and X-CIO-Signature headers are required")
     if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", timestamp):
         raise BadSignature("X-CIO-Timestamp is not a number of seconds")
-    # Signed as received. Parsing the timestamp and printing it back could change it
-    # ("0123" becomes "123") and refuse a genuine request.
-    signed = b"v0:" + timestamp.encode() + b":" + body
     # Compared as bytes: given a non-ASCII str, compare_digest raises TypeError, and a
     # forged header would be an error instead of a 401.
     given = signature.encode(errors="replace")
     for key in keys:
-        expected = hmac.digest(key.encode(errors="surrogateescape"), signed, "sha256").hex().encode()
-        if hmac.compare_digest(expected, given):
+        if hmac.compare_digest(_expected(body, timestamp, key).encode(), given):
             break
     else:
         raise BadSignature("no configured key made this signature")
     if abs(now - float(timestamp)) > ACCEPTED_FOR:
         raise BadSignature("X-CIO-Timestamp is more than eight days away from now")
+
+
+def sign(body: bytes, timestamp: str, key: str) -> dict[str, str]:
+    """Return the headers with which Customer.io would send `body`, for samples."""
+    return {"X-CIO-Timestamp": timestamp, "X-CIO-Signature": _expected(body, timestamp, key)}
+
+
+def _expected(body: bytes, timestamp: str, key: str) -> str:
+    # Signed as received. Parsing the timestamp and printing it back could change it
+    # ("0123" becomes "123") and refuse a genuine request.
+    signed = b"v0:" + timestamp.encode() + b":" + body
+    return hmac.digest(key.encode(errors="surrogateescape"), signed, "sha256").hex()

@@ -1,0 +1,225 @@
+"""Commands on Flask's CLI, `flask --app app ...`: check, sample, replay, translate."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import TextIO
+from uuid import uuid4
+
+import click
+import requests
+from flask import Flask
+
+import pause
+import samples
+import signature
+from config import Config, ConfigError
+from delivery import Message, NotAccepted, Refused, Uploader, batches, shaper
+from translate import NotAnObject, Undeliverable, namespace, parse, translate
+
+ATTEMPTS = 6  # of a replayed batch, a second apart and then twice as long each time
+PATIENCE = 15  # seconds, for an upload nobody waits for
+
+
+def register(app: Flask, config: Config, problem: ConfigError | None) -> None:
+    """Add the commands to `app`. With a `problem`, those that need the settings say so and end."""
+
+    def settings() -> Config:
+        if problem:
+            raise click.ClickException(str(problem))
+        return config
+
+    @app.cli.command()
+    def check() -> None:
+        """Check the settings and send one event to Segment.
+
+        Segment answers 200 to wrong keys, so the last step is yours: look for the event there.
+        """
+        config = settings()
+        click.echo("Settings: in order.")
+        for warning in config.warnings:
+            click.echo(f"  warning: {warning}")
+        click.echo(f"Signatures: {'checked' if config.signing_keys else 'not checked'}.")
+        name = config.event_prefix + "relay_check"
+        if config.dry_run:
+            click.echo(f"DRY_RUN is on: {name} was not sent.")
+            return
+        call = {
+            "event": name,
+            "anonymous_id": "relay_check",
+            "message_id": f"customerio-check-{uuid4()}",
+            "properties": {"sent_by": "flask --app app check"},
+            "context": {},
+        }
+        started = time.monotonic()
+        try:
+            Uploader(config.segment_write_key, config.segment_host)(
+                [shaper(config.segment_write_key)(call)[0]], PATIENCE
+            )
+        except (NotAccepted, Refused) as error:
+            raise click.ClickException(f"{config.segment_host} did not take the event: {error}.") from None
+        click.echo(f"Segment: {config.segment_host} took the event in {(time.monotonic() - started) * 1000:.0f} ms.")
+        click.echo(
+            f"Now look for {name} in Segment: Connections > Sources > your source > Debugger.\n"
+            "If it is not there within a minute, the write key or the region (SEGMENT_HOST) is another source's."
+        )
+
+    @app.cli.command()
+    @click.option("--url", help="Of the relay; without it, the one on this machine.")
+    @click.option("--event", "name", default="email_delivered", show_default=True, help="Any documented event.")
+    def sample(url: str | None, name: str) -> None:
+        """Send a signed sample webhook to a running relay, and print the answer."""
+        if name not in samples.EVENTS:
+            raise click.BadParameter(f"not one of {', '.join(samples.EVENTS)}", param_hint="--event")
+        target = (url or f"http://localhost:{config.port}").rstrip("/")
+        target += "" if target.endswith("/webhook") else "/webhook"
+        body = json.dumps(samples.sample(name, str(uuid4()), int(time.time()))).encode()
+        headers = {"Content-Type": "application/json"}
+        if config.signing_keys:
+            headers |= signature.sign(body, str(int(time.time())), config.signing_keys[0])
+        try:
+            answer = requests.post(target, data=body, headers=headers, timeout=10)
+        except requests.RequestException as error:
+            raise click.ClickException(
+                f"no answer from {target}: {type(error).__name__}. Is the relay running?"
+            ) from None
+        click.echo(f"{answer.status_code} {answer.text.strip()}")
+        if not answer.ok:
+            sys.exit(1)
+
+    @app.cli.command("translate")
+    @click.argument("file", type=click.File(encoding="utf-8", errors="surrogateescape"))
+    def translate_file(file: TextIO) -> None:
+        """Print the track calls for the webhooks or dead letters in FILE (- is standard input). Sends nothing."""
+        shaped = _shaped(config)
+        failed = 0
+        for number, line in enumerate(_lines(file), 1):
+            try:
+                if (body := event_in(line)) is not None:
+                    click.echo(json.dumps(shaped(body)[0]))
+            except (Undeliverable, NotAnObject) as error:
+                failed += 1
+                click.echo(f"line {number}: {error}", err=True)
+        if failed:
+            sys.exit(1)
+
+    @app.cli.command()
+    @click.argument("file", type=click.File(encoding="utf-8", errors="surrogateescape"))
+    @click.option(
+        "--rate", default=500.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Events a second."
+    )
+    def replay(file: TextIO, rate: float) -> None:
+        """Send what is in FILE (- is standard input) to Segment again.
+
+        FILE has dead letters, or webhooks, one a line; a log with other lines between them
+        will do. Safe to repeat: Segment knows the events by the same messageIds.
+        Segment's own limit is 1,000 events a second.
+        """
+        config = settings()
+        if config.dry_run:
+            raise click.ClickException("DRY_RUN is on: nothing would be sent. `translate` shows what would be.")
+        shaped, upload = _shaped(config), Uploader(config.segment_write_key, config.segment_host)
+        failures: dict[int, str] = {}
+        found: list[tuple[int, Message, int]] = []
+        others = 0
+        for number, line in enumerate(_lines(file), 1):
+            try:
+                body = event_in(line)
+                if body is None:
+                    others += 1
+                else:
+                    found.append((number, *shaped(body)))
+            except (Undeliverable, NotAnObject) as error:
+                failures[number] = str(error)
+        sent = 0
+        with click.progressbar(length=len(found), label="Replaying", file=sys.stderr) as bar:
+            for batch in batches(found, lambda item: item[2], config.segment_write_key):
+                started = time.monotonic()
+                refused = send([(number, message) for number, message, _ in batch], upload)
+                failures |= refused
+                sent += len(batch) - len(refused)
+                bar.update(len(batch))
+                time.sleep(max(0.0, len(batch) / rate - (time.monotonic() - started)))
+        for number, reason in sorted(failures.items()):
+            click.echo(f"line {number}: {reason}", err=True)
+        click.echo(f"{sent} sent, {len(failures)} not sent, {others} other lines.")
+        if failures:
+            sys.exit(1)
+
+
+def _lines(file: TextIO) -> list[str]:
+    """Return the lines of a file, or all of it if it is one event that somebody has laid out."""
+    text = file.read()
+    try:
+        parse(text.encode("utf-8", "surrogateescape"))
+    except (NotAnObject, Undeliverable):
+        return text.removesuffix("\n").split("\n")
+    return [text]
+
+
+def event_in(line: str) -> bytes | None:
+    """Return the body of the webhook in a line: a dead letter's, or the line itself; None if it has neither.
+
+    A dead letter may stand behind what a log puts in front of it.
+    """
+    text = line.strip()
+    start = text.find('{"event": ')
+    if start >= 0:
+        try:
+            letter = json.loads(text[start:])
+            event = letter["event"]
+            # What could not be parsed was kept as it came.
+            return (event if isinstance(event, str) else json.dumps(event)).encode("utf-8", "surrogatepass")
+        except (ValueError, KeyError, RecursionError):
+            raise NotAnObject("a dead letter that is not whole") from None
+    if not (text.startswith("{") and text.endswith("}")):
+        return None
+    body = text.encode("utf-8", "surrogateescape")
+    try:
+        event = parse(body)
+    except Undeliverable:
+        return body
+    return body if {"event_type", "metric", "event_id", "data"} & set(event) else None
+
+
+def _shaped(config: Config) -> Callable[[bytes], tuple[Message, int]]:
+    shape, names = shaper(config.segment_write_key), namespace(config.segment_write_key)
+
+    def shaped(body: bytes) -> tuple[Message, int]:
+        call = translate(
+            parse(body),
+            received=datetime.now(UTC),
+            namespace=names,
+            prefix=config.event_prefix,
+            omit=config.omit_properties,
+            echo=config.echo_to_customerio,
+        )
+        return shape(call)
+
+    return shaped
+
+
+def send(batch: list[tuple[int, Message]], upload: Callable[[list[Message], float], None]) -> dict[int, str]:
+    """Upload a batch; return the reasons, by line number, for what Segment did not take."""
+    reason = ""
+    for wait in _waits():
+        time.sleep(max(wait, pause.remaining()))
+        try:
+            upload([message for _, message in batch], PATIENCE)
+            return {}
+        except Refused as error:
+            if len(batch) == 1:
+                return {batch[0][0]: str(error)}
+            middle = len(batch) // 2
+            return send(batch[:middle], upload) | send(batch[middle:], upload)
+        except NotAccepted as error:
+            reason = str(error)
+    return {number: reason for number, _ in batch}
+
+
+def _waits() -> Iterator[float]:
+    yield 0.0
+    for attempt in range(ATTEMPTS - 1):
+        yield 2.0**attempt
