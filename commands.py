@@ -1,6 +1,7 @@
 """Commands on Flask's CLI, `flask --app app ...`: check, sample, replay, translate."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -165,10 +166,9 @@ def event_in(line: str) -> bytes | None:
     A dead letter may stand behind what a log puts in front of it.
     """
     text = line.strip()
-    start = text.find('{"event": ')
-    if start >= 0:
+    if found := re.search(r'\{ ?"event": ?', text):
         try:
-            letter = json.loads(text[start:])
+            letter = json.loads(text[found.start() :])
             event = letter["event"]
             # What could not be parsed was kept as it came.
             return (event if isinstance(event, str) else json.dumps(event)).encode("utf-8", "surrogatepass")

@@ -72,7 +72,7 @@ def register(app: Flask, config: Config) -> None:
 
     @app.get("/metrics", provide_automatic_options=False)
     def prometheus() -> Response:
-        return Response(metrics.text(), mimetype="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.template_filter()
     def ago(seconds: float) -> str:

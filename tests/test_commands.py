@@ -78,6 +78,7 @@ LETTER = json.dumps(
 LOG = f"""[2026-11-23 12:00:00 +0000] [1] [INFO] Booting worker with pid: 1
 {LETTER}
 2026-11-23T12:00:00.000000+00:00 app[web.1]: {LETTER.replace("event-letter", "event-prefixed")}
+{LETTER.replace("event-letter", "event-compact").replace(": ", ":")}
 {json.dumps(make_event("plain"))}
 
 {{"level": "info", "message": "another program's line"}}
@@ -88,12 +89,12 @@ def test_replay_understands_letters_webhooks_and_logs(segment, tmp_path):
     (tmp_path / "log").write_text(LOG)
     done = run("replay", str(tmp_path / "log"), SEGMENT_HOST=segment.url)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "3 sent, 0 not sent, 3 other lines.\n"
-    assert segment.events() == ["event-letter", "event-prefixed", "event-plain"]
+    assert done.stdout == "4 sent, 0 not sent, 3 other lines.\n"
+    assert segment.events() == ["event-letter", "event-prefixed", "event-compact", "event-plain"]
     assert len(segment.requests) == 1
     again = run("replay", "-", stdin=LOG, SEGMENT_HOST=segment.url)
     assert again.returncode == 0
-    assert segment.duplicates == 3
+    assert segment.duplicates == 4
 
 
 def test_replay_gives_an_event_the_message_id_that_the_relay_gives_it(relay, segment):

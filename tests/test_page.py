@@ -39,6 +39,8 @@ def test_counts_are_of_all_workers_whichever_answers(start, segment):
         assert in_metrics(relay) == expected
     text = requests.get(relay.url + "/metrics", timeout=5).text
     assert "relay_acknowledge_seconds_count 34.0" in text
+    kind = requests.get(relay.url + "/metrics", timeout=5).headers["Content-Type"]
+    assert kind == "text/plain; version=0.0.4; charset=utf-8"
     page = requests.get(relay.url + "/", timeout=5).text
     assert "Segment answered 500" in page
     assert "30 in all" in page
