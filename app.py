@@ -8,7 +8,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from http import HTTPStatus
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +23,7 @@ import page
 from config import Config, ConfigError
 from delivery import GroupCommit, NotAccepted, Uploader, shaper
 from signature import BadSignature, verify
-from translate import NotAnObject, Undeliverable, namespace, parse, translate
+from translate import NotAnObject, Undeliverable, parse, translator
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -50,7 +49,7 @@ class Answer(NamedTuple):
 
 def relay(config: Config) -> Callable[[WSGIEnvironment], Answer]:
     """Return the function that takes a webhook to Segment and says how that went."""
-    names = namespace(config.segment_write_key)
+    translated = translator(config)
     shape = shaper(config.segment_write_key)
     segment = GroupCommit(Uploader(config.segment_write_key, config.segment_host), config.segment_write_key)
 
@@ -92,15 +91,7 @@ def relay(config: Config) -> Callable[[WSGIEnvironment], Answer]:
         event: Any = body.decode(errors="replace")
         try:
             event = parse(body)
-            call = translate(
-                event,
-                received=datetime.now(UTC),
-                namespace=names,
-                prefix=config.event_prefix,
-                omit=config.omit_properties,
-                echo=config.echo_to_customerio,
-            )
-            message, size = shape(call)
+            message, size = shape(translated(event))
             if config.dry_run:
                 print(f"track call:\n{json.dumps(message, indent=2, ensure_ascii=False)}", flush=True)
                 page.seen(event, message)

@@ -5,7 +5,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from typing import TextIO
 from uuid import uuid4
 
@@ -18,7 +17,7 @@ import samples
 import signature
 from config import Config, ConfigError
 from delivery import Message, NotAccepted, Refused, Uploader, batches, shaper
-from translate import NotAnObject, Undeliverable, namespace, parse, translate
+from translate import NotAnObject, Undeliverable, parse, translator
 
 ATTEMPTS = 6  # of a replayed batch, a second apart and then twice as long each time
 PATIENCE = 15  # seconds, for an upload nobody waits for
@@ -185,18 +184,10 @@ def event_in(line: str) -> bytes | None:
 
 
 def _shaped(config: Config) -> Callable[[bytes], tuple[Message, int]]:
-    shape, names = shaper(config.segment_write_key), namespace(config.segment_write_key)
+    shape, translated = shaper(config.segment_write_key), translator(config)
 
     def shaped(body: bytes) -> tuple[Message, int]:
-        call = translate(
-            parse(body),
-            received=datetime.now(UTC),
-            namespace=names,
-            prefix=config.event_prefix,
-            omit=config.omit_properties,
-            echo=config.echo_to_customerio,
-        )
-        return shape(call)
+        return shape(translated(parse(body)))
 
     return shaped
 

@@ -4,8 +4,11 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeGuard
+
+from config import Config
 
 # Segment refuses an event above 32 KB. Its clients disagree whether that is 32,768 or
 # 32,000 bytes, so the smaller one holds.
@@ -132,6 +135,23 @@ def translate(
         "integrations": {} if echo else dict(NO_ECHO),
         "message_id": _message_id(event, namespace),
     }
+
+
+def translator(config: Config) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return `translate` as the settings have it, for events that are received when it is called."""
+    names = namespace(config.segment_write_key)
+
+    def translated(event: dict[str, Any]) -> dict[str, Any]:
+        return translate(
+            event,
+            received=datetime.now(UTC),
+            namespace=names,
+            prefix=config.event_prefix,
+            omit=config.omit_properties,
+            echo=config.echo_to_customerio,
+        )
+
+    return translated
 
 
 def scrub(value: Any) -> Any:
