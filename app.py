@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from http import HTTPStatus
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +22,7 @@ import dead_letters
 import metrics
 import page
 from config import Config, ConfigError
-from delivery import GroupCommit, NotAccepted, Uploader, shaper
+from delivery import GroupCommit, Message, NotAccepted, Uploader, shaper
 from signature import BadSignature, verify
 from translate import NotAnObject, Undeliverable, parse, translator
 
@@ -67,10 +68,8 @@ def relay(config: Config) -> Callable[[WSGIEnvironment], Answer]:
             # Over everything, the body that arrives slowly and the disk that is slow included.
             with gevent.Timeout(DEADLINE, NotAccepted("it took too long")):
                 body = read_body(environ)
-                if config.signing_keys:
-                    stamp, signature = environ.get("HTTP_X_CIO_TIMESTAMP", ""), environ.get("HTTP_X_CIO_SIGNATURE", "")
-                    verify(body, stamp, signature, config.signing_keys, time())
-                return deliver(body, deadline)
+                stamp, signature = environ.get("HTTP_X_CIO_TIMESTAMP", ""), environ.get("HTTP_X_CIO_SIGNATURE", "")
+                return deliver(body, partial(make, body, stamp, signature), deadline)
         except BadSignature as error:
             return Answer(401, {"status": "unauthorized", "reason": str(error)})
         except NotAnObject as error:
@@ -87,17 +86,21 @@ def relay(config: Config) -> Callable[[WSGIEnvironment], Answer]:
             log.error("unexpected %s, answered 503\n%s", type(error).__name__, where)
             return Answer(503, {"status": "retry", "reason": "the relay failed on it"}, 1)
 
-    def deliver(body: bytes, deadline: float) -> Answer:
-        event: Any = body.decode(errors="replace")
+    def make(body: bytes, stamp: str, signature: str) -> tuple[Message, int]:
+        if config.signing_keys:
+            verify(body, stamp, signature, config.signing_keys, time())
+        return shape(translated(parse(body)))
+
+    def deliver(body: bytes, make: Callable[[], tuple[Message, int]], deadline: float) -> Answer:
         try:
-            event = parse(body)
-            message, size = shape(translated(event))
             if config.dry_run:
+                message, _ = make()
                 print(f"track call:\n{json.dumps(message, indent=2, ensure_ascii=False)}", flush=True)
-                page.seen(event, message)
+                page.seen(readable(body), message)
             else:
-                segment.deliver(message, size, deadline)
+                message = segment.deliver(make, deadline)
         except Undeliverable as reason:
+            event = readable(body)
             if config.dry_run:
                 page.seen(event, f"a dead letter: {reason}")
             dead_letters.keep(event, str(reason), config.dead_letter_file)
@@ -128,6 +131,14 @@ def read_body(environ: WSGIEnvironment) -> bytes:
     if len(body) < length:
         raise NotAccepted("the body did not arrive whole")
     return body
+
+
+def readable(body: bytes) -> Any:
+    """Return the event in `body`, or its text where it nests too deeply to be parsed."""
+    try:
+        return parse(body)
+    except Undeliverable:
+        return body.decode(errors="replace")
 
 
 def create_app(config: Config, problem: ConfigError | None = None) -> Flask:

@@ -1,9 +1,9 @@
 """Acknowledged delivery: the one place that calls segment-analytics-python.
 
 Every webhook waits here until Segment has answered the upload that carried its event.
-Webhooks that wait at the same time share uploads (group commit). Several uploads may be
-out at once, started at a pace that follows from what Segment takes to answer: so a
-busier relay sends larger batches, not more of them, and a quiet one sends each event at once.
+Webhooks that wait at the same time share uploads (group commit): what arrives in the same turn
+of the event loop is translated and goes together. A turn takes as long as there is to do in
+it, so a quiet relay sends each event at once, and a busier one larger batches, not more of them.
 
 Everything runs in greenlets of one thread (gunicorn's gevent worker), so that nothing
 between two waits needs a lock. What is queued belongs to requests that are waiting for
@@ -21,7 +21,10 @@ from typing import Any, TypeVar
 
 import gevent
 import requests
+import urllib3
 from gevent.event import AsyncResult
+from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 from segment.analytics import request as segment
 from segment.analytics.client import Client
 
@@ -37,14 +40,14 @@ MAX_BATCH = 100
 MAX_BODY_BYTES = 475_000
 ENVELOPE_BYTES = 200  # {"batch": [...], "sentAt": "...", "writeKey": ...} without the key
 
-# At most so many uploads at once: as many as the client's session keeps connections for.
-MAX_UPLOADS = 10
+# At most so many uploads at once in a worker, each on a connection of its own. They start no closer
+# together than this part of the time that Segment takes to answer one, so that a quiet relay has
+# one to spare for whoever comes, however slow Segment is.
+MAX_UPLOADS = 30
 
-# The next upload starts after a tenth of the time that Segment takes to answer one: so long, at
-# the most, a webhook waits for its turn. Above so many webhooks at once in a worker, after a
-# third: an upload costs as much as three webhooks, and fewer of them make all answers sooner.
-BUSY = 80
-MAX_PACE = 0.1  # seconds, however slow Segment is: those who wait have a deadline
+# Who shares an upload is answered, and comes back, at the same time: bunches in which each waits
+# for all, and which only grow. So of so few who arrive together half go at once, half a pace later.
+FEW = 20
 
 # Segment's documentation: its addresses change, look them up again once a day. We reconnect hourly.
 RECONNECT_AFTER = 3_600  # seconds
@@ -106,6 +109,46 @@ def shaper(write_key: str) -> Callable[[dict[str, Any]], tuple[Message, int]]:
     return shape
 
 
+class Session(HTTPAdapter):
+    """What the client's `post` sends through, in place of a session of requests.
+
+    That one prepares each request anew, searches the environment for proxies twice, lets a .netrc
+    replace the write key, and follows redirects, which turns a POST into a GET whose 200 means
+    nothing: half of what an upload costs. Here requests finds out once how to reach Segment
+    (proxies, certificates), and urllib3 does the rest.
+    """
+
+    def __init__(self, host: str):
+        super().__init__(pool_maxsize=MAX_UPLOADS)
+        self._proxies = requests.utils.get_environ_proxies(host)
+        self._verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+        self._way: tuple[Any, str] | None = None  # urllib3's pool of connections, and the path to ask it for
+
+    def post(self, url: str, data: str, headers: dict[str, str], timeout: float) -> requests.Response:
+        """Return Segment's answer, read to its end; raise urllib3's HTTPError, or requests', if there is none."""
+        connections, path = self._way = self._way or self._find(url)
+        raw = connections.urlopen(
+            "POST", path, data, headers, False, assert_same_host=False, timeout=timeout, preload_content=False
+        )
+        response = requests.Response()
+        response.raw, response.status_code, response.reason = raw, raw.status, raw.reason or ""
+        response.headers = CaseInsensitiveDict(raw.headers)
+        response.encoding = "utf-8"  # rather than a guess from the whole body, which takes long
+        response.content  # noqa: B018 - reads it, and so gives the connection back
+        return response
+
+    def _find(self, url: str) -> tuple[Any, str]:
+        request = requests.Request("POST", url).prepare()
+        connections = self.get_connection_with_tls_context(request, self._verify, self._proxies)
+        self.cert_verify(connections, url, self._verify, None)  # type: ignore[no-untyped-call]
+        return connections, self.request_url(request, self._proxies)
+
+    def close(self) -> None:
+        """Close idle connections; the next ones are opened to addresses looked up anew."""
+        self._way = None
+        super().close()
+
+
 class Uploader:
     """One upload, `post(messages, seconds)`, by the official client's code."""
 
@@ -113,34 +156,25 @@ class Uploader:
         self._write_key = write_key
         self._host = host
         self._opened = monotonic()
-        session = segment._session
-        # Not trust_env, which would have the session look for a .netrc, whose entry replaces
-        # the write key, and search the whole environment twice a request. The rest of what
-        # it honours is looked up here, once.
-        session.trust_env = False
-        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-        self._proxies = requests.utils.get_environ_proxies(host)
-        # A followed redirect would turn our POST into a GET, whose 200 means nothing.
-        session.max_redirects = 0
+        segment._session = Session(host)
 
     def __call__(self, messages: list[Message], seconds: float) -> None:
         """Return if Segment answered 2xx to these messages; raise Refused, _Passing or NotAccepted if not."""
         if monotonic() - self._opened > RECONNECT_AFTER:
             self.reconnect()
         try:
-            response = segment.post(self._write_key, self._host, timeout=seconds, proxies=self._proxies, batch=messages)
+            response = segment.post(self._write_key, self._host, timeout=seconds, batch=messages)
         except segment.APIError as error:
             raise self._verdict(error.status, error.response) from None
-        except requests.TooManyRedirects:
-            raise NotAccepted("Segment's address redirects elsewhere: check SEGMENT_HOST") from None
-        except requests.Timeout:
-            raise _Passing("Segment did not answer in time") from None
-        except requests.RequestException:
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            late = isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError)
+            if late and not isinstance(error, urllib3.exceptions.NewConnectionError):  # refused is no timeout
+                raise _Passing("Segment did not answer in time") from None
             self.reconnect()
             raise _Passing("the connection to Segment failed") from None
         # What is not Segment's API may answer 200 to anything: a captive portal, a proxy's page.
         text = response.content[:2_000].lstrip()
-        if response.history or response.request.method != "POST" or text.startswith(b"<"):
+        if text.startswith(b"<"):
             raise NotAccepted("what answered is not Segment: check SEGMENT_HOST and proxies")
         if b'"success":false' in text.replace(b" ", b""):
             raise _Passing("Segment answered that it failed")
@@ -158,6 +192,8 @@ class Uploader:
             return _paused()
         if status in (401, 403):
             return NotAccepted(f"Segment refuses the write key ({status}): check SEGMENT_WRITE_KEY")
+        if response.is_redirect:
+            return NotAccepted("Segment's address redirects elsewhere: check SEGMENT_HOST")
         if status >= 500 or status == 408:
             return _Passing(f"Segment answered {status}")
         return NotAccepted(f"Segment answered {status}")
@@ -183,13 +219,14 @@ def batches(items: Iterable[T], size: Callable[[T], int], write_key: str) -> Ite
 
 
 class _Ticket:
-    """A message, and the one who waits for it."""
+    """A message to be, and the one who waits for it."""
 
-    __slots__ = ("answer", "deadline", "message", "size")
+    __slots__ = ("answer", "deadline", "make", "message", "size")
 
-    def __init__(self, message: Message, size: int, deadline: float):
-        self.message = message
-        self.size = size
+    def __init__(self, make: Callable[[], tuple[Message, int]], deadline: float):
+        self.make = make
+        self.message: Message = {}
+        self.size = 0
         self.deadline = deadline
         self.answer: AsyncResult = AsyncResult()
 
@@ -200,22 +237,69 @@ class GroupCommit:
     def __init__(self, post: Callable[[list[Message], float], None], write_key: str = ""):
         self._post = post
         self._write_key = write_key
-        self._queue: deque[_Ticket] = deque()
-        self._at_once = 0  # webhooks that wait for their answer
+        self._arrived: list[_Ticket] = []  # since the last turn
+        self._queue: deque[_Ticket] = deque()  # messages, that wait for an upload
         self._out = 0  # uploads under way
         self._last_start = 0.0
-        self._latency = 0.05  # of the last upload, in seconds; a guess until there is one
+        self._latency = 0.3  # of the last upload, in seconds; a guess until there is one
+        self._turn_comes = False
         self._pacing = False
 
     def __repr__(self) -> str:
         return f"<GroupCommit {self._out} out, {len(self._queue)} waiting>"
 
-    def deliver(self, message: Message, size: int, deadline: float) -> None:
-        """Return once Segment has accepted `message`, which is `size` bytes as JSON.
+    def deliver(self, make: Callable[[], tuple[Message, int]], deadline: float) -> Message:
+        """Return a message once Segment has accepted it.
 
-        Raises NotAccepted if it has not by `deadline` (on the monotonic clock), or will not
-        have by then; Undeliverable if Segment refuses this very message.
+        `make` returns it and its size in bytes, as JSON. It is called with those of others who
+        arrive in the same turn of the event loop, one right after the other, which takes the
+        processor half as long as each by itself. What it raises is raised here. So is NotAccepted
+        if Segment has not accepted the message by `deadline` (on the monotonic clock), or will
+        not have by then; and Undeliverable if Segment refuses this very message.
         """
+        ticket = _Ticket(make, deadline)
+        self._arrived.append(ticket)
+        self._soon()
+        try:
+            error = ticket.answer.get(timeout=max(deadline - monotonic(), 0))
+        except gevent.Timeout:
+            error = NotAccepted("Segment did not answer in time")
+        finally:
+            # Whatever ended the wait, nobody is left to answer: do not send it late.
+            if not ticket.answer.ready():
+                for line in (self._arrived, self._queue):
+                    if ticket in line:
+                        line.remove(ticket)
+        if error:
+            raise error
+        return ticket.message
+
+    def _soon(self) -> None:
+        """Have a turn once all that is ready in the event loop has been seen to."""
+        if not self._turn_comes:
+            self._turn_comes = True
+            gevent.spawn(self._turn)
+
+    def _turn(self) -> None:
+        """Make the messages of those who have arrived, and start the uploads that are due."""
+        self._turn_comes = False
+        nobody_waits = not self._queue
+        arrived, self._arrived = self._arrived, []
+        for ticket in arrived:
+            try:
+                ticket.message, ticket.size = ticket.make()
+                self._refuse_early(ticket.deadline)
+            except Exception as error:  # noqa: BLE001 - raised to who waits for it
+                ticket.answer.set(error)
+            else:
+                self._queue.append(ticket)
+        due = self._due(halve=nobody_waits and len(self._queue) <= FEW)
+        for batch in due[1:]:
+            gevent.spawn(self._send, batch, self._ended)
+        if due:  # here and now: another greenlet would wait its turn behind all that is going on
+            self._send(due[0], self._ended)
+
+    def _refuse_early(self, deadline: float) -> None:
         if pause.remaining() > 0:
             raise _paused()
         if self._out >= MAX_UPLOADS:
@@ -223,32 +307,13 @@ class GroupCommit:
             turns = 1 + len(self._queue) / (MAX_BATCH * MAX_UPLOADS)
             if monotonic() + turns * self._latency > deadline:
                 raise NotAccepted("Segment is slower than events arrive")
-        ticket = _Ticket(message, size, deadline)
-        self._queue.append(ticket)
-        self._at_once += 1
-        try:
-            self._start_uploads()
-            error = ticket.answer.get(timeout=max(deadline - monotonic(), 0))
-        except gevent.Timeout:
-            error = NotAccepted("Segment did not answer in time")
-        finally:
-            self._at_once -= 1
-            # Whatever ended the wait, nobody is left to answer: do not send it late.
-            if not ticket.answer.ready() and ticket in self._queue:
-                self._queue.remove(ticket)
-        if error:
-            raise error
 
-    def _start_uploads(self) -> None:
-        for batch in self._due():
-            gevent.spawn(self._send, batch, self._ended)
-
-    def _due(self) -> list[list[_Ticket]]:
-        """Take the batches whose time has come off the queue, and see to it that the next one's will."""
+    def _due(self, halve: bool) -> list[list[_Ticket]]:
+        """Take what goes now off the queue, and see to it that the rest goes a pace later."""
+        most = ceil(len(self._queue) / 2) if halve else MAX_BATCH
         due = []
         while self._queue and self._out < MAX_UPLOADS:
-            pace = min(self._latency / (10 if self._at_once <= BUSY else 3), MAX_PACE)
-            wait = self._last_start + pace - monotonic()
+            wait = self._last_start + self._latency / MAX_UPLOADS - monotonic()
             if self._out and wait > 0 and len(self._queue) < MAX_BATCH:
                 if not self._pacing:
                     self._pacing = True
@@ -256,24 +321,21 @@ class GroupCommit:
                 break
             self._out += 1
             self._last_start = monotonic()
-            due.append(self._next_batch())
+            due.append(self._next_batch(most))
         return due
 
     def _go_on(self) -> None:
         self._pacing = False
-        due = self._due()
-        for batch in due[1:]:
-            gevent.spawn(self._send, batch, self._ended)
-        if due:  # here and now: another greenlet would wait its turn behind all that is going on
-            self._send(due[0], self._ended)
+        self._turn()
 
     def _ended(self, started: float) -> None:
         self._latency = monotonic() - started
         self._out -= 1
-        self._start_uploads()
+        if self._queue:
+            self._soon()
 
-    def _next_batch(self) -> list[_Ticket]:
-        batch = next(batches(self._queue, lambda ticket: ticket.size, self._write_key))
+    def _next_batch(self, most: int) -> list[_Ticket]:
+        batch = next(batches(self._queue, lambda ticket: ticket.size, self._write_key))[:most]
         for _ in batch:
             self._queue.popleft()
         return batch

@@ -21,6 +21,7 @@ Run as a program (`python proof/fake_segment.py PORT MILLISECONDS`) it is a Segm
 import asyncio
 import json
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -37,7 +38,7 @@ def _refuse_constant(name: str) -> None:
 
 
 class FakeSegment:
-    def __init__(self, port: int = 0, latency: float = 0.0) -> None:
+    def __init__(self, port: int = 0, latency: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
         self.latency = latency  # seconds before each answer
         self.faults: deque[str] = deque()  # for the next requests, one each
         self.fault: str | None = None  # for every request without one of those ...
@@ -57,6 +58,7 @@ class FakeSegment:
         self._gate = asyncio.Event()
         self._gate.set()
         self._port = port
+        self._tls = tls
         self._ready = threading.Event()
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -72,7 +74,7 @@ class FakeSegment:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._port}"
 
     def hold(self) -> None:
         """Answer nothing from now on, until `release`."""
@@ -100,7 +102,9 @@ class FakeSegment:
                 writer.transport.abort()
 
     async def _open(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, backlog=512, reuse_address=True)
+        self._server = await asyncio.start_server(
+            self._serve, "127.0.0.1", self._port, backlog=512, reuse_address=True, ssl=self._tls
+        )
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()

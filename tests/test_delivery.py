@@ -5,8 +5,11 @@ import http.client
 import inspect
 import json
 import os
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 from conftest import ROOT, WRITE_KEY, make_event, sign, until
+from fake_segment import FakeSegment
 from segment.analytics import request as segment_request
 from segment.analytics.client import Client
 
@@ -151,6 +155,33 @@ def test_netrc_is_not_used(start, segment, tmp_path):
     assert relay.post(make_event("a")).status_code == 200  # the fake checks the key in the Authorization header
 
 
+@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl to make a certificate with")
+def test_segment_needs_a_certificate_that_is_trusted(start, tmp_path):
+    key, certificate, folder = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "trusted"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
+    more = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run([*command.split(), *more], check=True, capture_output=True)
+    folder.mkdir()
+    shutil.copy(certificate, folder)
+    subprocess.run(["openssl", "rehash", folder], check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    with FakeSegment(tls=tls) as segment:
+        answer = start(segment).post(make_event("a"))
+        assert (answer.status_code, answer.json()["reason"]) == (503, "the connection to Segment failed")
+        assert segment.requests == []
+        for trusted in (certificate, folder):
+            relay = start(segment, REQUESTS_CA_BUNDLE=str(trusted))
+            assert statuses(relay.post(make_event(number)) for number in range(3)) == [200] * 3
+    assert sorted(segment.events()) == ["event-0", "event-1", "event-2"]
+
+
+def test_connections_to_segment_are_kept(relay, segment):
+    for number in range(6):
+        assert relay.post(make_event(number)).status_code == 200
+    assert segment.open_connections <= 2  # one for each worker
+
+
 def in_flight(relay, segment, number):
     """Post webhooks that Segment holds; return their futures once all have arrived there."""
     segment.hold()
@@ -252,8 +283,8 @@ def test_what_is_not_http_is_answered_in_json_and_not_logged(relay):
 
 def test_the_library_still_is_what_the_code_relies_on():
     post = inspect.signature(segment_request.post).parameters
-    assert {"write_key", "host", "timeout", "proxies", "kwargs"} <= set(post)
-    assert isinstance(segment_request._session, requests.Session)
+    assert {"write_key", "host", "timeout", "kwargs"} <= set(post)
+    assert callable(segment_request._session.post)
     assert segment_request.APIError(429, "code", "text", "response").response == "response"
     context = {}
     done, message = Client(WRITE_KEY, send=False).track(user_id="1", event="e", context=context, message_id="m")

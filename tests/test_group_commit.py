@@ -9,6 +9,7 @@ from gevent.event import Event
 import pause
 from delivery import (
     ENVELOPE_BYTES,
+    FEW,
     MAX_BATCH,
     MAX_BODY_BYTES,
     MAX_UPLOADS,
@@ -45,23 +46,27 @@ def segment():
 @pytest.fixture
 def commit(segment):
     commit = GroupCommit(segment)
-    commit._latency = 1.0  # an upload may start every tenth of a second
+    commit._latency = MAX_UPLOADS / 10  # an upload may start every tenth of a second
     return commit
 
 
-def deliver(commit, name, size=100, patience=5.0):
-    """Deliver in a greenlet, whose value is None or the error."""
+def deliver_together(commit, names, make=lambda name: ({"name": name}, 100), patience=5.0):
+    """Deliver in greenlets that arrive in the same turn of the event loop; their values are None or the error."""
 
-    def run():
+    def run(name):
         try:
-            commit.deliver({"name": name}, size, monotonic() + patience)
+            commit.deliver(lambda: make(name), monotonic() + patience)
         except Exception as error:
             return error
         return None
 
-    waiting = gevent.spawn(run)
-    gevent.sleep(0)
+    waiting = [gevent.spawn(run, name) for name in names]
+    gevent.sleep(0.001)  # a turn or two
     return waiting
+
+
+def deliver(commit, name, size=100, patience=5.0):
+    return deliver_together(commit, [name], lambda name: ({"name": name}, size), patience)[0]
 
 
 def results(waiting):
@@ -89,9 +94,44 @@ def test_a_second_upload_starts_while_the_first_is_out(commit, segment):
     assert results(waiting) == [None, None]
 
 
+def test_few_who_come_together_to_an_idle_relay_go_in_halves_so_that_they_drift_apart(commit, segment):
+    waiting = deliver_together(commit, "abcde")
+    assert segment.batches == [["a", "b", "c"]]
+    gevent.sleep(0.2)
+    assert segment.batches == [["a", "b", "c"], ["d", "e"]]
+    segment.open.set()
+    assert results(waiting) == [None] * 5
+
+
+def test_many_who_come_together_go_together(commit, segment):
+    names = [str(number) for number in range(FEW + 1)]
+    waiting = deliver_together(commit, names)
+    assert segment.batches == [names]
+    segment.open.set()
+    assert set(results(waiting)) == {None}
+
+
+def test_messages_are_made_together_and_whose_cannot_be_made_is_told_so_alone(commit, segment):
+    segment.open.set()
+    made = []
+
+    def make(name):
+        made.append(name)
+        if name == "b":
+            raise Undeliverable("no name")
+        return {"name": name}, 100
+
+    waiting = deliver_together(commit, "abc", make)
+    assert made == ["a", "b", "c"]
+    first, second, third = results(waiting)
+    assert (first, third) == (None, None)
+    assert str(second) == "no name"
+    assert sorted(name for batch in segment.batches for name in batch) == ["a", "c"]
+
+
 def test_a_full_batch_does_not_wait(commit, segment):
-    waiting = [deliver(commit, str(number)) for number in range(2 * MAX_BATCH + 1)]
-    gevent.sleep(0.01)
+    waiting = [deliver(commit, "first")]
+    waiting += deliver_together(commit, [str(number) for number in range(2 * MAX_BATCH + 1)])
     assert [len(batch) for batch in segment.batches] == [1, MAX_BATCH, MAX_BATCH]
     segment.open.set()
     assert set(results(waiting)) == {None}
@@ -181,7 +221,8 @@ def test_who_cannot_be_served_in_time_is_told_early(commit, segment):
         gevent.sleep(0.001)
     assert repr(commit) == f"<GroupCommit {MAX_UPLOADS} out, 0 waiting>"
     early = deliver(commit, "late", patience=2.0)
-    assert early.ready()
+    gevent.sleep(0.01)
+    assert early.ready()  # long before its patience ends
     assert str(early.value) == "Segment is slower than events arrive"
     patient = deliver(commit, "patient", patience=5.0)
     assert not patient.ready()
@@ -204,7 +245,7 @@ def test_a_pause_is_for_everybody(commit, segment):
     first, second = results(waiting)
     assert first is None
     assert (str(second), second.retry_after) == ("Segment is limiting the rate", 5)
-    assert deliver(commit, "c").value.retry_after == 5
+    assert results([deliver(commit, "c")])[0].retry_after == 5
     assert segment.batches == [["a"]]
 
 
