@@ -7,11 +7,10 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
-from http import HTTPStatus
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import gevent
 from flask import Flask, Response, request
@@ -25,9 +24,6 @@ from config import Config, ConfigError
 from delivery import GroupCommit, Message, NotAccepted, Uploader, shaper
 from signature import BadSignature, verify
 from translate import NotAnObject, Undeliverable, parse, translator
-
-if TYPE_CHECKING:
-    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 # Customer.io gives up after 4 s (docs.customer.io, Reporting webhooks, "Timeouts and
 # failures"). The half second is for the way there and back.
@@ -47,28 +43,38 @@ class Answer(NamedTuple):
     body: dict[str, Any]
     retry_after: int | None = None  # seconds
 
+    def content(self) -> bytes:
+        return json.dumps(self.body).encode()
 
-def relay(config: Config) -> Callable[[WSGIEnvironment], Answer]:
-    """Return the function that takes a webhook to Segment and says how that went."""
+    def headers(self) -> dict[str, str]:
+        more = {"Retry-After": str(self.retry_after)} if self.retry_after else {}
+        return {"Content-Type": "application/json"} | more
+
+
+def relay(config: Config) -> Callable[[IO[bytes], Mapping[str, str]], Answer]:
+    """Return the function that takes a webhook to Segment and says how that went.
+
+    It is given the body, and the headers by their names in capitals.
+    """
     translated = translator(config)
     shape = shaper(config.segment_write_key)
     segment = GroupCommit(Uploader(config.segment_write_key, config.segment_host), config.segment_write_key)
 
-    def webhook(environ: WSGIEnvironment) -> Answer:
+    def webhook(stream: IO[bytes], headers: Mapping[str, str]) -> Answer:
         arrived = monotonic()
-        answer = accept(environ, arrived)
+        answer = accept(stream, headers, arrived)
         status = answer.body["status"]
         metrics.count(status, monotonic() - arrived, answer.body["reason"] if status == "retry" else "")
         return answer
 
-    def accept(environ: WSGIEnvironment, arrived: float) -> Answer:
+    def accept(stream: IO[bytes], headers: Mapping[str, str], arrived: float) -> Answer:
         # The last tenth is for saying that it was Segment who took too long.
         deadline = arrived + DEADLINE - 0.1
+        stamp, signature = headers.get("X-CIO-TIMESTAMP", ""), headers.get("X-CIO-SIGNATURE", "")
         try:
             # Over everything, the body that arrives slowly and the disk that is slow included.
             with gevent.Timeout(DEADLINE, NotAccepted("it took too long")):
-                body = read_body(environ)
-                stamp, signature = environ.get("HTTP_X_CIO_TIMESTAMP", ""), environ.get("HTTP_X_CIO_SIGNATURE", "")
+                body = read_body(stream, headers.get("CONTENT-LENGTH"))
                 return deliver(body, partial(make, body, stamp, signature), deadline)
         except BadSignature as error:
             return Answer(401, {"status": "unauthorized", "reason": str(error)})
@@ -113,22 +119,20 @@ def relay(config: Config) -> Callable[[WSGIEnvironment], Answer]:
     return webhook
 
 
-def read_body(environ: WSGIEnvironment) -> bytes:
+def read_body(stream: IO[bytes], length: str | None) -> bytes:
     """Return the body; raise TooLarge above MAX_BODY, NotAccepted if it does not arrive whole."""
-    length = int(environ.get("CONTENT_LENGTH") or 0)
-    if length > MAX_BODY:
+    expected = int(length or 0)
+    if expected > MAX_BODY:
         raise TooLarge
-    # gunicorn ends the stream where the body ends; other servers would go on waiting.
-    most = MAX_BODY + 1 if "wsgi.input_terminated" in environ else length
     try:
-        body: bytes = environ["wsgi.input"].read(most)
+        body = stream.read(MAX_BODY + 1)
     except NotAccepted:
         raise
     except Exception:  # noqa: BLE001 - gunicorn has an error for each way in which chunks can be wrong
         raise NotAccepted("the body did not arrive whole") from None
     if len(body) > MAX_BODY:
         raise TooLarge
-    if len(body) < length:
+    if len(body) < expected:
         raise NotAccepted("the body did not arrive whole")
     return body
 
@@ -146,13 +150,16 @@ def create_app(config: Config, problem: ConfigError | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     webhook = relay(config)
     if problem:
-        webhook = lambda environ: Answer(503, {"status": "retry", "reason": "the relay is not configured"}, 1)  # noqa: E731
+        webhook = lambda stream, headers: Answer(503, {"status": "retry", "reason": "the relay is not configured"}, 1)  # noqa: E731
     commands.register(app, config, problem)
     page.register(app, config)
 
+    # Our worker calls it for most webhooks, without all that Flask and WSGI would do first.
+    app.webhook = webhook  # type: ignore[attr-defined]
+
     @app.post("/webhook", provide_automatic_options=False)
     def webhook_through_flask() -> Response:
-        return respond(webhook(request.environ))
+        return respond(webhook(request.stream, {name.upper(): value for name, value in request.headers}))
 
     @app.get("/health", provide_automatic_options=False)
     def health() -> Response:
@@ -165,34 +172,11 @@ def create_app(config: Config, problem: ConfigError | None = None) -> Flask:
             response.headers["Allow"] = ", ".join(error.valid_methods)
         return response
 
-    app.wsgi_app = straight_to(webhook, app.wsgi_app)  # type: ignore[assignment, method-assign]
     return app
 
 
 def respond(answer: Answer) -> Response:
-    headers = {"Retry-After": str(answer.retry_after)} if answer.retry_after else None
-    return Response(json.dumps(answer.body), answer.code, headers, mimetype="application/json")
-
-
-def straight_to(webhook: Callable[[WSGIEnvironment], Answer], flask: WSGIApplication) -> WSGIApplication:
-    """Return a WSGI application that answers webhooks itself and leaves everything else to `flask`.
-
-    A webhook needs nothing of Flask's request (routing, session, signals, contexts), which
-    takes as long as all that the relay does with it: a fifth of a webhook's whole cost.
-    """
-
-    def wsgi(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] != "/webhook" or environ["REQUEST_METHOD"] != "POST":
-            return flask(environ, start_response)
-        answer = webhook(environ)
-        body = json.dumps(answer.body).encode()
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
-        if answer.retry_after:
-            headers.append(("Retry-After", str(answer.retry_after)))
-        start_response(f"{answer.code} {HTTPStatus(answer.code).phrase}", headers)
-        return [body]
-
-    return wsgi
+    return Response(answer.content(), answer.code, answer.headers())
 
 
 def set_up_logging(level: str) -> None:

@@ -6,11 +6,13 @@ import json
 import os
 import socket
 import stat
+import subprocess
+import sys
 import time
 
 import pytest
 import requests
-from conftest import SIGNING_KEY, make_event, sign, until
+from conftest import ROOT, SIGNING_KEY, free_port, make_event, sign, until
 
 
 def test_200_segment_has_it(relay, segment):
@@ -32,6 +34,62 @@ def test_relays_of_two_sources_do_not_swallow_each_others_events(relay, segment,
     other = start(segment, SEGMENT_WRITE_KEY="another0123456789another01234567")
     assert relay.post(make_event("a")).status_code == other.post(make_event("a")).status_code == 200
     assert (segment.events(), segment.duplicates) == (["event-a", "event-a"], 0)
+
+
+WAYS = {  # the same webhook, as requests differ: the first takes the worker's short way, or should
+    "usual": (b"POST /webhook HTTP/1.1", b"", b"keep-alive"),
+    "with a query": (b"POST /webhook?from=customerio HTTP/1.1", b"", b"keep-alive"),
+    "with a whole URL": (b"POST http://relay.example/webhook HTTP/1.1", b"", b"keep-alive"),
+    "escaped": (b"POST /%77ebhook HTTP/1.1", b"", b"keep-alive"),
+    "to be closed": (b"POST /webhook HTTP/1.1", b"Connection: close\r\n", b"close"),
+    "of HTTP/1.0": (b"POST /webhook HTTP/1.0", b"", b"close"),
+    "that waits for a go-ahead": (b"POST /webhook HTTP/1.1", b"Expect: 100-continue\r\n", b"keep-alive"),
+}
+
+
+@pytest.mark.parametrize(("line", "more", "connection"), WAYS.values(), ids=WAYS.keys())
+def test_200_whichever_way_it_comes(relay, segment, line, more, connection):
+    body = json.dumps(make_event("a")).encode()
+    headers = sign(body) | {"Host": "relay.example", "Content-Length": str(len(body))}
+    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())
+    with socket.create_connection(("127.0.0.1", relay.port), timeout=10) as client:
+        for time_around in range(2 if connection == b"keep-alive" else 1):
+            client.sendall(line + b"\r\n" + head + more + b"\r\n")
+            if b"Expect" in more:
+                assert client.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.sendall(body)
+            with contextlib.closing(http.client.HTTPResponse(client)) as answer:
+                answer.begin()
+                assert (answer.status, json.loads(answer.read())["status"]) == (200, "delivered"), time_around
+                assert answer.headers["Connection"].encode() == connection
+                assert answer.headers["Content-Type"] == "application/json"
+                assert answer.headers["Date"].endswith("GMT")
+        if connection == b"close":
+            assert client.recv(1) == b""
+    assert segment.events() == ["event-a"]
+
+
+def test_200_under_another_server():
+    """The route is Flask's own, too: only our worker goes around it."""
+    port = free_port()
+    settings = {"PATH": os.environ["PATH"], "DRY_RUN": "1", "CUSTOMERIO_SIGNING_KEY": SIGNING_KEY}
+    command = [sys.executable, "-m", "flask", "--app", "app", "run", "--port", str(port)]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, cwd=ROOT, env=settings, stdout=quiet, stderr=quiet) as server:
+        try:
+            body = json.dumps(make_event("a")).encode()
+            until(lambda: listens(port))
+            for headers, status in ((sign(body), 200), ({}, 401)):
+                answer = requests.post(f"http://127.0.0.1:{port}/webhook", data=body, headers=headers, timeout=10)
+                assert answer.status_code == status
+        finally:
+            server.kill()
+
+
+def listens(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5):
+        return True
+    return False
 
 
 UNDELIVERABLE = {
