@@ -38,11 +38,15 @@ WORKERS = 2
 COMPARED_AT = 400  # connections
 RELAY_AT = [1, 16, 64, 128, 256, 400, 512, 1024, 2048]
 COMPETITORS = {
-    "bare": "bare:app",
-    "relay": "app:app",
-    "one call each": "one_call_each:app",
-    "fire and forget": "fire_and_forget:app",
+    "bare": ["bare:app"],
+    "relay": ["app:app"],
+    "one call each": ["one_call_each:app"],
+    "fire and forget": ["fire_and_forget:app"],
 }
+# What a flow that waits for Segment, wired by hand in Node-RED, takes at 512 connections, as a
+# part of what bare Flask does there under two threaded workers: 2,840 of 3,500 a second.
+BEAT_AT, BEAT = 512, 2840 / 3500
+THREADED = ["bare:app", "--worker-class", "gthread", "--threads", "32"]
 
 
 def free_port() -> int:
@@ -82,7 +86,7 @@ def write_events(path: Path, number: int, run: str) -> None:
 class Server:
     """A competitor under gunicorn, with a Segment of its own."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, command: list[str]) -> None:
         self.port, segment_port = free_port(), free_port()
         self.segment_url = f"http://127.0.0.1:{segment_port}"
         self.segment = subprocess.Popen([sys.executable, HERE / "counting_segment.py", str(segment_port), str(LATENCY)])
@@ -96,8 +100,7 @@ class Server:
             "LOG_LEVEL": "critical",
         }
         gunicorn = Path(sys.executable).parent / "gunicorn"
-        command = [str(gunicorn), "--pythonpath", str(HERE), COMPETITORS[name]]
-        self.process = subprocess.Popen(command, cwd=ROOT, env=env)
+        self.process = subprocess.Popen([gunicorn, "--pythonpath", HERE, *command], cwd=ROOT, env=env)
         until_up(self.segment_url)
         until_up(f"http://127.0.0.1:{self.port}/health")
         time.sleep(0.7)  # the other worker
@@ -137,8 +140,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(name: str) -> Iterator[Server]:
-    server = Server(name)
+def serving(command: list[str]) -> Iterator[Server]:
+    server = Server(command)
     try:
         yield server
     finally:
@@ -171,7 +174,7 @@ def load(server: Server, connections: int, events: Path) -> dict[str, float]:
 
 def lost_to_a_kill(name: str, events: Path) -> int:
     """Return how many acknowledged events never reach Segment when all is killed in the middle."""
-    with serving(name) as server:
+    with serving(COMPETITORS[name]) as server:
         measured = load(server, 64, events)
         server.kill()
         time.sleep(1)
@@ -183,45 +186,72 @@ def median(runs: list[dict[str, float]]) -> dict[str, float]:
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
-def measure() -> tuple[dict[str, Any], dict[int, Any], dict[int, Any], dict[str, int]]:
+def measure() -> tuple[dict[str, Any], dict[int, Any], dict[int, Any], dict[str, Any], dict[str, int]]:
     compared: dict[str, list[Any]] = {name: [] for name in COMPETITORS}
     relay: dict[int, list[Any]] = {connections: [] for connections in RELAY_AT}
     bare: dict[int, list[Any]] = {connections: [] for connections in RELAY_AT}
+    threaded: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
         events = Path(folder) / "events"
+
+        def warm(server: Server) -> None:
+            write_events(events, 8_000 * SECONDS, "warm")
+            load(server, COMPARED_AT, events)
+
         for turn in range(ROUNDS):
-            for name in COMPETITORS:
+            for name, command in COMPETITORS.items():
                 print(f"round {turn + 1}: {name}", flush=True)
-                with serving(name) as server:
-                    write_events(events, 6_000 * SECONDS, "warm")
-                    load(server, COMPARED_AT, events)
-                    write_events(events, 6_000 * SECONDS, f"{turn}{name[0]}")
+                with serving(command) as server:
+                    warm(server)
+                    write_events(events, 8_000 * SECONDS, f"{turn}{name[0]}")
                     compared[name].append(load(server, COMPARED_AT, events))
+            print(f"round {turn + 1}: by load", flush=True)
             for runs, name in ((relay, "relay"), (bare, "bare")):
-                with serving(name) as server:
+                with serving(COMPETITORS[name]) as server:
+                    warm(server)
                     for connections in RELAY_AT:
-                        write_events(events, 6_000 * SECONDS, f"{turn}{name[0]}{connections}")
+                        write_events(events, 8_000 * SECONDS, f"{turn}{name[0]}{connections}")
                         runs[connections].append(load(server, connections, events))
-        write_events(events, 6_000 * SECONDS, "kill")
+            with serving(THREADED) as server:
+                warm(server)
+                write_events(events, 8_000 * SECONDS, "t")
+                threaded.append(load(server, BEAT_AT, events))
+        write_events(events, 8_000 * SECONDS, "kill")
         lost = {name: lost_to_a_kill(name, events) for name in COMPETITORS if name != "bare"}
     at = {name: median(runs) for name, runs in compared.items()}
-    return at, {c: median(r) for c, r in relay.items()}, {c: median(r) for c, r in bare.items()}, lost
+    for measured in relay.values():
+        for run in measured:
+            if run["kept"] < run["acknowledged"]:
+                raise SystemExit(f"{run['acknowledged'] - run['kept']} webhooks got a 200, and Segment has them not.")
+    return at, {c: median(r) for c, r in relay.items()}, {c: median(r) for c, r in bare.items()}, median(threaded), lost
 
 
-def report(compared: dict[str, Any], relay: dict[int, Any], bare: dict[int, Any], lost: dict[str, int]) -> str:
+def report(
+    compared: dict[str, Any],
+    relay: dict[int, Any],
+    bare: dict[int, Any],
+    threaded: dict[str, Any],
+    lost: dict[str, int],
+) -> str:
     ours, ceiling, others = compared["relay"], compared["bare"], compared["one call each"]
+    best = max(row["rate"] for row in relay.values())
     most = 64 / (LATENCY / 1000)
     cpu = next(
         (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?"
     )
     lines = [
         f"On {os.cpu_count()} cores ({cpu}), Python {platform.python_version()}, wrk and Segment ({LATENCY} ms) on the same "
-        f"cores; two workers; medians of {ROUNDS} rounds of {SECONDS} s, in turns.",
+        f"cores; {WORKERS} workers; medians of {ROUNDS} rounds of {SECONDS} s, in turns.",
         "",
         "| To reach | Goal | Measured |",
         "| --- | --- | --- |",
         f"| 400 connections: acknowledged, of bare Flask's | 0.80 | {ours['rate'] / ceiling['rate']:.2f} |",
         f"| 64 connections: of what a wait for Segment allows ({most:,.0f}/s) | 0.88 | {relay[64]['rate'] / most:.2f} |",
+        f"| {BEAT_AT} connections: acknowledged, of bare Flask's under two threaded workers | {BEAT:.2f} "
+        f"| {relay[BEAT_AT]['rate'] / threaded['rate']:.2f} |",
+        f"| {BEAT_AT} connections: p99 | 3.5 s | {relay[BEAT_AT]['p99'] / 1000:.2f} s |",
+        f"| {RELAY_AT[-1]:,} connections: acknowledged, of the most at any load | no collapse "
+        f"| {relay[RELAY_AT[-1]]['rate'] / best:.2f} |",
         f"| 16 connections: p50, in latencies of Segment | 1.2 | {relay[16]['p50'] / LATENCY:.2f} |",
         f"| 16 connections: p99, in latencies of Segment | 2 | {relay[16]['p99'] / LATENCY:.2f} |",
         f"| 1 connection: p50 above Segment's | 5 ms | {relay[1]['p50'] - LATENCY:.1f} ms |",
@@ -229,7 +259,7 @@ def report(compared: dict[str, Any], relay: dict[int, Any], bare: dict[int, Any]
         f"| CPU an event, of one call each | 0.33 | {ours['cpu'] / others['cpu']:.2f} |",
         f"| Memory of the whole service | 120 MB | {ours['memory']:.0f} MB |",
         "",
-        f"{COMPARED_AT} connections, side by side:",
+        f"Every webhook that got its 200 was at Segment. {COMPARED_AT} connections, side by side:",
         "",
         "| | acknowledged/s | p50 | p99 | CPU µs an event | events an upload | memory MB | refused | "
         "acknowledged but lost to a SIGKILL |",
@@ -251,6 +281,7 @@ def report(compared: dict[str, Any], relay: dict[int, Any], bare: dict[int, Any]
         ("refused", "refused", "{:.0f}"),
     ):
         lines.append(f"| {title} | " + " | ".join(form.format(relay[c][key]) for c in RELAY_AT) + " |")
+    lines.append("| bare: p99 ms | " + " | ".join(f"{bare[c]['p99']:.0f}" for c in RELAY_AT) + " |")
     lines.append("| bare: acknowledged/s | " + " | ".join(f"{bare[c]['rate']:,.0f}" for c in RELAY_AT) + " |")
     return "\n".join(lines)
 
@@ -313,8 +344,8 @@ def picture(relay: dict[int, Any], bare: dict[int, Any]) -> str:
 def main() -> None:
     if not shutil.which("wrk"):
         raise SystemExit("The load comes from wrk: apt-get install wrk (Debian, Ubuntu), or brew install wrk.")
-    compared, relay, bare, lost = measure()
-    text = report(compared, relay, bare, lost)
+    compared, relay, bare, threaded, lost = measure()
+    text = report(compared, relay, bare, threaded, lost)
     (HERE / "RESULTS.md").write_text("# What `make bench` measured\n\n" + text + "\n")
     (HERE / "latency.svg").write_text(picture(relay, bare))
     print("\n" + text)
