@@ -264,7 +264,7 @@ class Soak:
             "uploads": len(self.segment.requests),
             "events per upload": f"{sum(map(len, self.segment.uploads)) / max(1, len(self.segment.uploads)):.1f}",
             "slowest answer": f"{max(webhook.slowest for webhook in webhooks):.2f} s",
-            "largest worker": f"{max((max(samples) for samples in self.memory.values()), default=0):.0f} MB",
+            "largest worker": f"{max((size for sizes in self.memory.values() for size in sizes), default=0):.0f} MB",
             **dict(self.done),
             "faults of Segment": ", ".join(f"{name} {n}" for name, n in sorted(self.faults.items())),
         }
