@@ -127,14 +127,16 @@ class Session(HTTPAdapter):
     def post(self, url: str, data: str, headers: dict[str, str], timeout: float) -> requests.Response:
         """Return Segment's answer, read to its end; raise urllib3's HTTPError, or requests', if there is none."""
         connections, path = self._way = self._way or self._find(url)
-        raw = connections.urlopen(
-            "POST", path, data, headers, False, assert_same_host=False, timeout=timeout, preload_content=False
-        )
+        never = {"retries": False, "redirect": False, "assert_same_host": False}
+        raw = connections.urlopen("POST", path, data, headers, **never, timeout=timeout, preload_content=False)
         response = requests.Response()
         response.raw, response.status_code, response.reason = raw, raw.status, raw.reason or ""
         response.headers = CaseInsensitiveDict(raw.headers)
         response.encoding = "utf-8"  # rather than a guess from the whole body, which takes long
-        response.content  # noqa: B018 - reads it, and so gives the connection back
+        # Reading it to its end gives the connection back. An answer that ends in the midst of its head
+        # looks like one without a length and without content, and is none: its 200 may be anybody's.
+        if not response.content and raw.length_remaining is None and not raw.chunked:
+            raise urllib3.exceptions.ProtocolError("the answer was cut off")
         return response
 
     def _find(self, url: str) -> tuple[Any, str]:
@@ -144,7 +146,9 @@ class Session(HTTPAdapter):
         return connections, self.request_url(request, self._proxies)
 
     def close(self) -> None:
-        """Close idle connections; the next ones are opened to addresses looked up anew."""
+        """Close idle connections, and the others once they are free; the next ones look addresses up anew."""
+        if self._way:
+            self._way[0].close()
         self._way = None
         super().close()
 

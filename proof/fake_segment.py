@@ -14,6 +14,7 @@ A fault is a word: what happens to a request instead of a proper answer.
     garbage         bytes that are not HTTP       html            200 and a web page
     redirect        302 to a page that says 200   redirect-307    307 to a place that would take the POST
     false           200 {"success": false}        refuse          nothing listens, connections are cut
+    cut             closed in the head of a 200
 
 Run as a program (`python proof/fake_segment.py PORT MILLISECONDS`) it is a Segment of that latency.
 """
@@ -188,6 +189,10 @@ class FakeSegment:
                     writer.write(bytes([byte]))
                     await writer.drain()
                     await asyncio.sleep(0.05)
+                return False
+            case ["cut"]:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Le")
+                await writer.drain()
                 return False
             case ["garbage"]:
                 writer.write(b"\x00\x01 SSH-2.0-nonsense\r\n\r\n\xff")

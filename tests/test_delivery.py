@@ -77,7 +77,7 @@ def test_a_refused_batch_is_split_until_the_event_at_fault_stands_alone(start, s
 
 
 @pytest.mark.parametrize(
-    "fault", ["500", "503", "408", "reset", "close", "garbage", "hang", "drip", "hang-after", "reset-after"]
+    "fault", ["500", "503", "408", "reset", "close", "cut", "garbage", "hang", "drip", "hang-after", "reset-after"]
 )
 def test_a_first_failure_is_retried_once(relay, segment, fault):
     segment.faults.append(fault)
