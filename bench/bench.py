@@ -101,8 +101,12 @@ class Server:
         }
         gunicorn = Path(sys.executable).parent / "gunicorn"
         self.process = subprocess.Popen([gunicorn, "--pythonpath", HERE, *command], cwd=ROOT, env=env)
-        until_up(self.segment_url)
-        until_up(f"http://127.0.0.1:{self.port}/health")
+        try:
+            until_up(self.segment_url)
+            until_up(f"http://127.0.0.1:{self.port}/health")
+        except BaseException:
+            self.stop()  # nobody else could
+            raise
         time.sleep(0.7)  # the other worker
 
     def pids(self) -> list[int]:

@@ -69,7 +69,11 @@ class Relay:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         if wait:
-            until(self._serves, 20)
+            try:
+                until(self._serves, 20)
+            except BaseException:
+                self.kill()  # nobody else could
+                raise
 
     def _read(self) -> None:
         assert self.process.stdout
