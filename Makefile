@@ -1,63 +1,65 @@
-# The commands of the README and of CI. Everything is installed into .venv, from nothing.
+# Everything is installed into .venv. `make` alone lists the targets.
 
-# The first Python that runs and is new enough; `make PYTHON=/path/to/python ...` names another.
+# The first Python that runs and is new enough; `make install PYTHON=/path/to/python` picks another.
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 PORT ?= 8080
 
-.PHONY: install run test lint soak week bench audit lock clean
+.PHONY: help install run test test-fast lint soak week bench audit lock clean
 
-install: .venv/run
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-run: .venv/run
+install: .venv/run ## Install what the relay runs on
+
+run: .venv/run ## Run the relay without keys; it prints track calls and sends nothing (PORT=8080)
 	@echo
-	@echo "Trying out the relay: http://localhost:$(PORT), with DRY_RUN=1. Nothing is sent to Segment."
-	@echo "Open that address in a browser, or send it a webhook from another terminal:"
+	@echo "The relay runs at http://localhost:$(PORT) with DRY_RUN=1: nothing is sent to Segment."
+	@echo "Open that address in a browser, or send a webhook from another terminal:"
 	@echo
 	@echo "  curl -d @tests/events/legacy.json http://localhost:$(PORT)/webhook"
 	@echo
-	@PORT=$(PORT) DRY_RUN=1 exec .venv/bin/gunicorn app:app
+	@PORT=$(PORT) DRY_RUN=1 exec .venv/bin/gunicorn "app:create_app()"
 
-test: .venv/dev
+test: .venv/dev ## Run all tests
 	.venv/bin/python -m pytest
 
-lint: .venv/dev
+test-fast: .venv/dev ## Run the tests that need neither gunicorn nor a browser
+	.venv/bin/python -m pytest -m "not gunicorn and not browser"
+
+lint: .venv/dev ## Check format, style and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy .
 
-# Nothing lost, whatever happens: SECONDS=60 of it, or as before with SEED=.
-soak: .venv/dev
+soak: .venv/dev ## Check that no event is lost while everything fails (SECONDS=60; SEED= repeats a run)
 	.venv/bin/python proof/soak.py $(or $(SECONDS),60) $(SEED)
 
-# What a policy of answers costs in a week; the README has the table.
-week: .venv/dev
+week: .venv/dev ## Print what each answer costs in a week (the table in docs/design.md)
 	@.venv/bin/python proof/week.py
 
-# The relay beside bare Flask; needs wrk. Writes bench/RESULTS.md and bench/latency.svg.
-bench: .venv/dev
+bench: .venv/dev ## Measure the relay against bare Flask and others (needs wrk; writes docs/performance.md)
 	.venv/bin/python bench/bench.py
 
-# Known vulnerabilities of what is pinned. Strictly: what could not be looked up is not sound.
-audit: .venv/dev
+# Strict: a package that could not be looked up counts as a failure.
+audit: .venv/dev ## Look up known vulnerabilities of the pinned packages
 	@.venv/bin/pip-audit --strict --require-hashes --disable-pip -r requirements.txt || { \
 		echo; \
-		echo "Not shown to be sound. Either the table above names vulnerabilities, or pip-audit could not look"; \
-		echo "a package up at pypi.org (it says so above): then nothing is known, and it has to be run elsewhere."; \
+		echo "The audit failed. Either the table above lists vulnerabilities, or pip-audit could not look up"; \
+		echo "a package at pypi.org (it says so above). In that case run it from a machine that can."; \
 		exit 1; }
 
-# Pins everything that requirements*.in pull in, with the hashes of the files.
-lock: .venv/dev
+lock: .venv/dev ## Pin the dependencies again, with hashes (UPGRADE=--upgrade for newer versions)
 	$(PIP) install pip-tools
 	CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/pip-compile -q --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url --no-emit-find-links $(UPGRADE) requirements.in
 	CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/pip-compile -q --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url --no-emit-find-links $(UPGRADE) requirements-dev.in
 
-clean:
+clean: ## Delete .venv
 	rm -rf .venv
 
 .venv/bin/python:
-	@test -n "$(PYTHON)" || { echo "This needs Python 3.11 or newer, as python3 or python3.x, or named: make PYTHON=..."; exit 1; }
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found. Name one: make install PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/run: requirements.txt | .venv/bin/python

@@ -3,7 +3,10 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
+
+from translate import namespace
 
 SEGMENT_HOST = "https://api.segment.io"
 EVENT_PREFIX = "customerio:"
@@ -38,6 +41,15 @@ class Config:
     workers: int = 2
     log_level: str = "info"
     warnings: tuple[str, ...] = ()
+
+    def mapping(self) -> dict[str, Any]:
+        """Return the arguments of `translate` that the operator decided."""
+        return {
+            "namespace": namespace(self.segment_write_key),
+            "prefix": self.event_prefix,
+            "omit": self.omit_properties,
+            "echo": self.echo_to_customerio,
+        }
 
     @classmethod
     def from_env(

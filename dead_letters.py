@@ -2,12 +2,17 @@
 
 import fcntl
 import json
+import logging
 import os
 import sys
 from datetime import UTC, datetime
 from typing import Any
 
 import gevent
+
+from translate import Undeliverable, parse
+
+log = logging.getLogger("relay")
 
 
 def line(event: Any, reason: str) -> str:
@@ -24,16 +29,24 @@ def file_problem(path: str) -> str | None:
     return None
 
 
-def keep(event: Any, reason: str, path: str | None) -> None:
-    """Return once the dead letter is kept; raise OSError if it cannot be."""
-    letter = line(event, reason)
+def keep(body: bytes, reason: str, path: str | None) -> Any:
+    """Return the event in `body` once it is kept, in the file `path` or on the log; raise OSError if it can't be."""
+    event: Any
+    try:
+        event = parse(body)
+        letter = line(event, reason)
+    except (Undeliverable, RecursionError):  # nested too deeply to be read, or to be written
+        event = body.decode(errors="replace")
+        letter = line(event, reason)
     if path:
         # In a thread of its own: a slow disk must not hold up the other webhooks.
         gevent.get_hub().threadpool.apply(_append, (path, letter.encode() + b"\n"))
+        log.warning("dead letter kept in %s: %s", path, reason)
     else:
         # Past the logger: it is part of the log whatever LOG_LEVEL says.
         sys.stderr.write(letter + "\n")
         sys.stderr.flush()
+    return event
 
 
 def _open(path: str) -> int:

@@ -1,433 +1,196 @@
-"""Acknowledged delivery: the one place that calls segment-analytics-python.
+"""Shared, acknowledged delivery: a message waits for Segment's answer to the upload that carries it.
 
-Every webhook waits here until Segment has answered the upload that carried its event.
-Webhooks that wait at the same time share uploads (group commit): what arrives in the same turn
-of the event loop is translated and goes together. A turn takes as long as there is to do in
-it, so a quiet relay sends each event at once, and a busier one larger batches, not more of them.
-
-Everything runs in greenlets of one thread (gunicorn's gevent worker), so that nothing
-between two waits needs a lock. What is queued belongs to requests that are waiting for
-it: a killed worker loses both, nobody was told 200, and Customer.io sends them again.
+`threading` only: gunicorn's gevent worker turns these threads into greenlets; under any other
+server they are real ones. This module knows neither HTTP nor Segment's client.
 """
 
-import json
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from math import ceil
-from re import compile as regex
+from threading import Event, Lock, Thread
 from time import monotonic
-from typing import Any, TypeVar
+from typing import NamedTuple, Protocol
 
-import gevent
-import requests
-import urllib3
-from gevent.event import AsyncResult
-from requests.adapters import HTTPAdapter
-from requests.structures import CaseInsensitiveDict
-from segment.analytics import request as segment
-from segment.analytics.client import Client
+from translate import Undeliverable
 
-import pause
-from translate import MAX_EVENT_BYTES, Undeliverable, scrub, shrink
+# Segment takes 2,500 events and 500 KB a request; its own client stays at 100 and 475,000, and so
+# do we. A thousand bytes are left for what surrounds the events: the time and the write key.
+MAX_BATCH = 100  # messages
+MAX_BATCH_BYTES = 474_000
 
-Message = dict[str, Any]
-T = TypeVar("T")
-
-# Segment's limits for one request are 2,500 events and 500 KB. The official client stays
-# at 100 and 475,000, and so do we.
-MAX_BATCH = 100
-MAX_BODY_BYTES = 475_000
-ENVELOPE_BYTES = 200  # {"batch": [...], "sentAt": "...", "writeKey": ...} without the key
-
-# At most so many uploads at once in a worker, each on a connection of its own. They start no closer
-# together than this part of the time that Segment takes to answer one, so that a quiet relay has
-# one to spare for whoever comes, however slow Segment is.
-MAX_UPLOADS = 30
-
-# Who shares an upload is answered, and comes back, at the same time: bunches in which each waits
-# for all, and which only grow. So of so few who arrive together half go at once, half a pace later.
-FEW = 20
-
-# Segment's documentation: its addresses change, look them up again once a day. We reconnect hourly.
-RECONNECT_AFTER = 3_600  # seconds
-
-NOT_STRICT = regex(r"NaN|Infinity|\\ud[89a-f]")
+MAX_UPLOADS = 15  # at once, in one worker
 
 
-class NotAccepted(Exception):
-    """Segment does not have the event, and may take it later. `str()` says why; `retry_after` is in seconds."""
+class RetryLater(Exception):
+    """Segment doesn't have the event, and may take it later.
 
-    def __init__(self, reason: str, retry_after: int = 1):
+    `str()` says why, in words; `code` says it for metrics; `retry_after` is in seconds.
+    """
+
+    def __init__(self, reason: str, code: str, retry_after: float = 1):
         super().__init__(reason)
-        self.retry_after = retry_after
+        self.code = code
+        self.retry_after = max(1, ceil(retry_after))
 
 
-class Refused(Exception):
-    """Segment answered 400 or 413: something in the batch is at fault."""
+class TransientError(RetryLater):
+    """A failure that a second attempt may fix: a 5xx, a 408, a dropped connection."""
 
 
-class _Passing(NotAccepted):
-    """What a second attempt may well mend: 5xx, a dropped connection, no answer yet."""
+class RateLimited(RetryLater):
+    """Segment answered 429: no worker calls it for some seconds."""
+
+    def __init__(self, seconds: float):
+        super().__init__("Segment is limiting the rate", "rate_limited", seconds)
 
 
-def shaper(write_key: str) -> Callable[[dict[str, Any]], tuple[Message, int]]:
-    """Return the function that turns arguments of `Client.track` into (message, bytes as JSON).
-
-    The client's own `track` shapes the message. What it would send and Segment would
-    refuse, or drop after a 200, is mended or raised as Undeliverable.
-    """
-    client = Client(write_key or "dry-run", send=False)
-
-    def shape(call: dict[str, Any]) -> tuple[Message, int]:
-        try:
-            message, wire = track(call)
-            if NOT_STRICT.search(wire):
-                call = scrub(call)
-                message, wire = track(call)
-            if len(wire) > MAX_EVENT_BYTES:
-                # A message above 32,768 bytes the client refuses, so that wire is the call itself,
-                # some 150 bytes shorter than the message that it would have become.
-                call = shrink(call, len(wire) - MAX_EVENT_BYTES + (0 if message else 200))
-                message, wire = track(call)
-            if not message or len(wire) > MAX_EVENT_BYTES:
-                raise Undeliverable(f"it cannot be made to fit into {MAX_EVENT_BYTES:,} bytes")
-        except RecursionError:
-            raise Undeliverable("it is nested too deeply") from None
-        return message, len(wire)
-
-    def track(call: dict[str, Any]) -> tuple[Message, str]:
-        # The client writes context.library into the dict it is given.
-        try:
-            message: Message = client.track(**call | {"context": dict(call["context"])})[1]
-        except RecursionError:  # is a RuntimeError
-            raise
-        except RuntimeError:  # too large; its text quotes the event
-            return {}, json.dumps(call, default=str)
-        return message, json.dumps(message)
-
-    return shape
+class Rejected(Exception):
+    """Segment refuses the upload for good, because of at least one event in it."""
 
 
-class Session(HTTPAdapter):
-    """What the client's `post` sends through, in place of a session of requests.
+class Message(NamedTuple):
+    """A track call as Segment gets it."""
 
-    That one prepares each request anew, searches the environment for proxies twice, lets a .netrc
-    replace the write key, and follows redirects, which turns a POST into a GET whose 200 means
-    nothing: half of what an upload costs. Here requests finds out once how to reach Segment
-    (proxies, certificates), and urllib3 does the rest.
-    """
-
-    def __init__(self, host: str):
-        super().__init__(pool_maxsize=MAX_UPLOADS)
-        self._proxies = requests.utils.get_environ_proxies(host)
-        self._verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
-        self._way: tuple[Any, str] | None = None  # urllib3's pool of connections, and the path to ask it for
-
-    def post(self, url: str, data: str, headers: dict[str, str], timeout: float) -> requests.Response:
-        """Return Segment's answer, read to its end; raise urllib3's HTTPError, or requests', if there is none."""
-        connections, path = self._way = self._way or self._find(url)
-        never = {"retries": False, "redirect": False, "assert_same_host": False}
-        raw = connections.urlopen("POST", path, data, headers, **never, timeout=timeout, preload_content=False)
-        response = requests.Response()
-        response.raw, response.status_code, response.reason = raw, raw.status, raw.reason or ""
-        response.headers = CaseInsensitiveDict(raw.headers)
-        response.encoding = "utf-8"  # rather than a guess from the whole body, which takes long
-        # Reading it to its end gives the connection back. An answer that ends in the midst of its head
-        # looks like one without a length and without content, and is none: its 200 may be anybody's.
-        if not response.content and raw.length_remaining is None and not raw.chunked:
-            raise urllib3.exceptions.ProtocolError("the answer was cut off")
-        return response
-
-    def _find(self, url: str) -> tuple[Any, str]:
-        request = requests.Request("POST", url).prepare()
-        connections = self.get_connection_with_tls_context(request, self._verify, self._proxies)
-        self.cert_verify(connections, url, self._verify, None)  # type: ignore[no-untyped-call]
-        return connections, self.request_url(request, self._proxies)
-
-    def close(self) -> None:
-        """Close idle connections, and the others once they are free; the next ones look addresses up anew."""
-        if self._way:
-            self._way[0].close()
-        self._way = None
-        super().close()
+    id: str  # its messageId
+    json: str  # ASCII
 
 
-class Uploader:
-    """One upload, `post(messages, seconds)`, by the official client's code."""
+class Pause(Protocol):
+    """For how many seconds no worker may call Segment."""
 
-    def __init__(self, write_key: str, host: str):
-        self._write_key = write_key
-        self._host = host
-        self._opened = monotonic()
-        segment._session = Session(host)
-
-    def __call__(self, messages: list[Message], seconds: float) -> None:
-        """Return if Segment answered 2xx to these messages; raise Refused, _Passing or NotAccepted if not."""
-        if monotonic() - self._opened > RECONNECT_AFTER:
-            self.reconnect()
-        try:
-            response = segment.post(self._write_key, self._host, timeout=seconds, batch=messages)
-        except segment.APIError as error:
-            raise self._verdict(error.status, error.response) from None
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            late = isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError)
-            if late and not isinstance(error, urllib3.exceptions.NewConnectionError):  # refused is no timeout
-                raise _Passing("Segment did not answer in time") from None
-            self.reconnect()
-            raise _Passing("the connection to Segment failed") from None
-        # What is not Segment's API may answer 200 to anything: a captive portal, a proxy's page.
-        text = response.content[:2_000].lstrip()
-        if text.startswith(b"<"):
-            raise NotAccepted("what answered is not Segment: check SEGMENT_HOST and proxies")
-        if b'"success":false' in text.replace(b" ", b""):
-            raise _Passing("Segment answered that it failed")
-
-    def reconnect(self) -> None:
-        """Close idle connections, so that the next ones are opened to addresses looked up anew."""
-        self._opened = monotonic()
-        segment._session.close()
-
-    def _verdict(self, status: int, response: requests.Response) -> Exception:
-        if status in (400, 413):
-            return Refused(f"Segment refuses it ({status})")
-        if status == 429:
-            pause.extend(segment.parse_retry_after(response) or 1)
-            return _paused()
-        if status in (401, 403):
-            return NotAccepted(f"Segment refuses the write key ({status}): check SEGMENT_WRITE_KEY")
-        if response.is_redirect:
-            return NotAccepted("Segment's address redirects elsewhere: check SEGMENT_HOST")
-        if status >= 500 or status == 408:
-            return _Passing(f"Segment answered {status}")
-        return NotAccepted(f"Segment answered {status}")
+    def remaining(self) -> float: ...
+    def extend(self, seconds: float) -> None: ...
 
 
-def _paused() -> NotAccepted:
-    return NotAccepted("Segment is limiting the rate", retry_after=max(1, ceil(pause.remaining())))
+class Pending:
+    """A message and the request waiting for it."""
 
-
-def batches(items: Iterable[T], size: Callable[[T], int], write_key: str) -> Iterator[list[T]]:
-    """Yield `items` in order, in lists that are each at most one upload; `size` is an item's bytes as JSON."""
-    whole = MAX_BODY_BYTES - ENVELOPE_BYTES - len(json.dumps(write_key))
-    batch: list[T] = []
-    room = whole
-    for item in items:
-        room -= size(item) + len(", ")
-        if batch and (room < 0 or len(batch) == MAX_BATCH):
-            yield batch
-            batch, room = [], whole - size(item) - len(", ")
-        batch.append(item)
-    if batch:
-        yield batch
-
-
-class _Ticket:
-    """A message to be, and the one who waits for it."""
-
-    __slots__ = ("answer", "deadline", "make", "message", "size")
-
-    def __init__(self, make: Callable[[], tuple[Message, int]], deadline: float):
-        self.make = make
-        self.message: Message = {}
-        self.size = 0
+    def __init__(self, message: Message, deadline: float):
+        self.message = message
         self.deadline = deadline
-        self.answer: AsyncResult = AsyncResult()
+        self.error: Exception | None = None
+        self.done = Event()
+
+    def finish(self, error: Exception | None) -> None:
+        self.error = error
+        self.done.set()
 
 
-class GroupCommit:
-    """Hand each message to Segment, together with whatever else is waiting."""
+class Delivery:
+    """Deliver each message, sharing uploads with whoever else is waiting (group commit).
 
-    def __init__(self, post: Callable[[list[Message], float], None], write_key: str = ""):
-        self._post = post
-        self._write_key = write_key
-        self._arrived: list[_Ticket] = []  # since the last turn
-        self._queue: deque[_Ticket] = deque()  # messages, that wait for an upload
-        self._out = 0  # uploads under way
-        self._last_start = 0.0
-        self._latency = 0.3  # of the last upload, in seconds; a guess until there is one
-        self._turn_comes = False
-        self._pacing = False
+    A lone message goes at once. While MAX_UPLOADS uploads are out, messages queue up, and the
+    next upload takes them all. There is no timer and nothing to tune. A message belongs to the
+    request that waits for it: if a worker dies, nobody was told 200, and Customer.io sends again.
 
-    def __repr__(self) -> str:
-        return f"<GroupCommit {self._out} out, {len(self._queue)} waiting>"
-
-    def deliver(self, make: Callable[[], tuple[Message, int]], deadline: float) -> Message:
-        """Return a message once Segment has accepted it.
-
-        `make` returns it and its size in bytes, as JSON. It is called with those of others who
-        arrive in the same turn of the event loop, one right after the other, which takes the
-        processor half as long as each by itself. What it raises is raised here. So is NotAccepted
-        if Segment has not accepted the message by `deadline` (on the monotonic clock), or will
-        not have by then; and Undeliverable if Segment refuses this very message.
-        """
-        ticket = _Ticket(make, deadline)
-        self._arrived.append(ticket)
-        self._soon()
-        try:
-            error = ticket.answer.get(timeout=max(deadline - monotonic(), 0))
-        except gevent.Timeout:
-            error = NotAccepted("Segment did not answer in time")
-        finally:
-            # Whatever ended the wait, nobody is left to answer: do not send it late.
-            if not ticket.answer.ready():
-                for line in (self._arrived, self._queue):
-                    if ticket in line:
-                        line.remove(ticket)
-        if error:
-            raise error
-        return ticket.message
-
-    def _soon(self) -> None:
-        """Have a turn once all that is ready in the event loop has been seen to."""
-        if not self._turn_comes:
-            self._turn_comes = True
-            gevent.spawn(self._turn)
-
-    def _turn(self) -> None:
-        """Make the messages of those who have arrived, and start the uploads that are due."""
-        self._turn_comes = False
-        nobody_waits = not self._queue
-        arrived, self._arrived = self._arrived, []
-        for ticket in arrived:
-            try:
-                ticket.message, ticket.size = ticket.make()
-                self._refuse_early(ticket.deadline)
-            except Exception as error:  # noqa: BLE001 - raised to who waits for it
-                ticket.answer.set(error)
-            else:
-                self._queue.append(ticket)
-        due = self._due(halve=nobody_waits and len(self._queue) <= FEW)
-        for batch in due[1:]:
-            gevent.spawn(self._send, batch, self._ended)
-        if due:  # here and now: another greenlet would wait its turn behind all that is going on
-            self._send(due[0], self._ended)
-
-    def _refuse_early(self, deadline: float) -> None:
-        if pause.remaining() > 0:
-            raise _paused()
-        if self._out >= MAX_UPLOADS:
-            # Each upload that ends makes room for MAX_BATCH of those before us; then comes our own.
-            turns = 1 + len(self._queue) / (MAX_BATCH * MAX_UPLOADS)
-            if monotonic() + turns * self._latency > deadline:
-                raise NotAccepted("Segment is slower than events arrive")
-
-    def _due(self, halve: bool) -> list[list[_Ticket]]:
-        """Take what goes now off the queue, and see to it that the rest goes a pace later."""
-        most = ceil(len(self._queue) / 2) if halve else MAX_BATCH
-        due = []
-        while self._queue and self._out < MAX_UPLOADS:
-            wait = self._last_start + self._latency / MAX_UPLOADS - monotonic()
-            if self._out and wait > 0 and len(self._queue) < MAX_BATCH:
-                if not self._pacing:
-                    self._pacing = True
-                    gevent.spawn_later(wait, self._go_on)
-                break
-            self._out += 1
-            self._last_start = monotonic()
-            due.append(self._next_batch(most))
-        return due
-
-    def _go_on(self) -> None:
-        self._pacing = False
-        self._turn()
-
-    def _ended(self, started: float) -> None:
-        self._latency = monotonic() - started
-        self._out -= 1
-        if self._queue:
-            self._soon()
-
-    def _next_batch(self, most: int) -> list[_Ticket]:
-        batch = next(batches(self._queue, lambda ticket: ticket.size, self._write_key))[:most]
-        for _ in batch:
-            self._queue.popleft()
-        return batch
-
-    def _send(self, batch: list[_Ticket], ended: Callable[[float], None] = lambda started: None) -> None:
-        """Upload `batch`, tell each waiter how their own message fared, and then call `ended`.
-
-        Returns when the first attempt ends; what is left to do then, others do.
-        """
-        started = monotonic()
-
-        def settle(error: Exception | None) -> None:
-            if isinstance(error, Refused) and len(batch) > 1:
-                middle = len(batch) // 2
-                gevent.spawn(self._send, batch[:middle])
-                gevent.spawn(self._send, batch[middle:])
-            else:
-                for ticket in batch:
-                    ticket.answer.set(Undeliverable(str(error)) if isinstance(error, Refused) else error)
-            ended(started)
-
-        deadline = max(ticket.deadline for ticket in batch)
-        _Upload(self._post, [ticket.message for ticket in batch], deadline, settle).attempt()
-
-
-class _Upload:
-    """One batch on its way to Segment: at most two attempts, and then one call of `settle`.
-
-    A second attempt is made when the first fails in passing, or has no answer after half of the
-    time. The first may still succeed while the second is out: Segment knows the messages by
-    their messageId, and keeps one of each.
+    The lock guards the queue and the number of uploads, and is never held while anything waits.
     """
 
-    def __init__(
-        self,
-        post: Callable[[list[Message], float], None],
-        messages: list[Message],
-        deadline: float,
-        settle: Callable[[Exception | None], None],
-    ):
-        self._post = post
-        self._messages = messages
-        self._deadline = deadline
-        self._settle: Callable[[Exception | None], None] | None = settle
-        self._attempts: list[gevent.Greenlet] = []
-        self._second_chance = True
-        self._unanswered = 0
-        self._clock = gevent.spawn_later(self._seconds_left() / 2, self._at_half_time)
+    def __init__(self, upload: Callable[[list[Message], float], None], pause: Pause):
+        """`upload(messages, seconds)` returns if Segment has them; it raises RetryLater or Rejected if not."""
+        self._upload = upload
+        self._pause = pause
+        self._lock = Lock()
+        self._queue: deque[Pending] = deque()
+        self._uploads = 0
 
-    def _seconds_left(self) -> float:
-        return max(self._deadline - monotonic(), 0.001)
+    def deliver(self, message: Message, deadline: float) -> None:
+        """Return once Segment has accepted `message`.
 
-    def attempt(self) -> None:
-        self._unanswered += 1
-        self._attempts.append(gevent.getcurrent())
-        # Not accepted until proven otherwise: however this ends, GreenletExit included,
-        # nobody may be told that all went well.
-        outcome: Exception | None = NotAccepted("interrupted before Segment answered")
+        Raise Undeliverable if Segment rejects this very message, and RetryLater if it hasn't
+        accepted the message by `deadline` (on the monotonic clock).
+        """
+        pending = Pending(message, deadline)
         try:
-            if pause.remaining() > 0:
-                raise _paused()
-            self._post(self._messages, self._seconds_left())
-            outcome = None
-        except Exception as error:  # noqa: BLE001 - told to every waiter, whose webhook answers 503
-            outcome = error
+            self._queue.append(pending)
+            self._start_upload()
+            if not pending.done.wait(max(0, deadline - monotonic())):
+                raise RetryLater("Segment did not answer in time", "timeout")
+            if pending.error:
+                raise pending.error
+        except Rejected as error:
+            raise Undeliverable(str(error)) from None
         finally:
-            self._unanswered -= 1
-            self._judge(outcome)
+            if not pending.done.is_set():
+                self._leave(pending)
+            del pending  # or error and traceback would keep each other, and the body, alive
 
-    def _judge(self, outcome: Exception | None) -> None:
-        if isinstance(outcome, _Passing) and self._second_chance:
-            self._second_chance = False
-            self.attempt()
-        elif not (isinstance(outcome, _Passing) and self._unanswered):
-            self._end(outcome)
+    def _leave(self, pending: Pending) -> None:
+        """Don't send a message whose request is gone: Customer.io sends it again."""
+        with self._lock, suppress(ValueError):
+            self._queue.remove(pending)
 
-    def _at_half_time(self) -> None:
-        if self._second_chance:
-            self._second_chance = False
-            gevent.spawn(self.attempt)
-        gevent.sleep(self._seconds_left())
-        self._end(_Passing("Segment did not answer in time"))
+    def _start_upload(self) -> None:
+        with self._lock:
+            if not self._queue or self._uploads >= MAX_UPLOADS:
+                return
+            self._uploads += 1
+        try:
+            Thread(target=self._send_queued, daemon=True).start()
+        except BaseException:
+            self._upload_ended()
+            raise
 
-    def _end(self, outcome: Exception | None) -> None:
-        settle, self._settle = self._settle, None
-        if settle:
-            # This also ends an answer that arrives byte by byte, for which no socket times out.
-            for greenlet in {*self._attempts, self._clock}:
-                if greenlet is not gevent.getcurrent():
-                    greenlet.kill(block=False)
-            settle(outcome)
+    def _upload_ended(self) -> None:
+        with self._lock:
+            self._uploads -= 1
+
+    def _send_queued(self) -> None:
+        try:
+            while batch := self._next_batch():
+                self._send(batch)
+        finally:
+            self._upload_ended()
+            self._start_upload()  # for what is still queued, or was since the last look
+
+    def _next_batch(self) -> list[Pending]:
+        with self._lock:
+            count = fitting(pending.message for pending in self._queue)
+            return [self._queue.popleft() for _ in range(count)]
+
+    def _send(self, batch: list[Pending]) -> None:
+        """Upload `batch` and tell each request how its own message fared."""
+        # Not accepted until proven otherwise: whatever ends this thread, nobody is told 200.
+        error: Exception | None = RetryLater("the upload was interrupted", "interrupted")
+        try:
+            try:
+                self._attempt(batch)
+            except TransientError:
+                self._attempt(batch)  # once more; the deadline is the same
+            error = None
+        except Rejected as rejected:
+            if len(batch) == 1:
+                error = rejected
+            else:  # halve until the event at fault stands alone
+                middle = len(batch) // 2
+                for half in (batch[:middle], batch[middle:]):
+                    Thread(target=self._send, args=(half,), daemon=True).start()
+                batch = []
+        except Exception as failure:  # noqa: BLE001 - raised in deliver()
+            error = failure
+        finally:
+            for pending in batch:
+                pending.finish(error)
+
+    def _attempt(self, batch: list[Pending]) -> None:
+        if (seconds := self._pause.remaining()) > 0:
+            raise RateLimited(seconds)
+        try:
+            seconds = max(pending.deadline for pending in batch) - monotonic()
+            self._upload([pending.message for pending in batch], seconds)
+        except RateLimited as error:
+            self._pause.extend(error.retry_after)
+            raise RateLimited(self._pause.remaining()) from None
+
+
+def fitting(messages: Iterable[Message]) -> int:
+    """Return how many of the first messages one upload may carry: at least one, if there are any."""
+    room = MAX_BATCH_BYTES
+    count = 0
+    for message in messages:
+        room -= len(message.json) + len(", ")
+        if count and (room < 0 or count == MAX_BATCH):
+            break
+        count += 1
+    return count

@@ -2,17 +2,9 @@
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeGuard
-
-from config import Config
-
-# Segment refuses an event above 32 KB. Its clients disagree whether that is 32,768 or
-# 32,000 bytes, so the smaller one holds.
-MAX_EVENT_BYTES = 32_000
 
 # Keys of `context` that Segment gives a meaning (segment.com/docs, Spec: Common Fields),
 # and our own. An unknown envelope key of that name moves to context.customerio.
@@ -23,26 +15,9 @@ RESERVED = frozenset(
     ).split()
 )
 
-# An event that is too large loses these first: bodies of messages, and all attributes of a person.
-BULK = ("content", "headers", "variables")
-
-# ... and never these, which say what the event is about: message, person and campaign.
-IDENTIFYING = frozenset(
-    (
-        "action_id broadcast_id campaign_id campaign_name content_id customer_id delivery_id email_address "
-        "email_id identifiers inbound_event_id journey_id link_id message_id message_name newsletter_id "
-        "parent_action_id recipient template_id transactional_message_id trigger_event_id trigger_id"
-    ).split()
-)
-
 # Customer.io is itself a Segment destination. Without this an opened email would come
 # back to Customer.io as an event, and could set off the campaign that sends the next one.
 NO_ECHO = {"Customer.io": False, "Customer.io (Actions)": False}
-
-# Of what was left out, so many names, of so many characters: a bound, since they too are from outside.
-MAX_OMITTED_NAMES = 40
-MAX_OMITTED_NAME = 60
-CONTEXT_KEPT = ("event_id", "integration", "traits")
 
 EMAIL = re.compile(r"[^@\s,;:<>]+@[^@\s,;:<>/?#]+")
 NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?([eE][+-]?[0-9]{1,3})?\s*", re.ASCII)
@@ -135,78 +110,6 @@ def translate(
         "integrations": {} if echo else dict(NO_ECHO),
         "message_id": _message_id(event, namespace),
     }
-
-
-def translator(config: Config) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Return `translate` as the settings have it, for events that are received when it is called."""
-    names = namespace(config.segment_write_key)
-
-    def translated(event: dict[str, Any]) -> dict[str, Any]:
-        return translate(
-            event,
-            received=datetime.now(UTC),
-            namespace=names,
-            prefix=config.event_prefix,
-            omit=config.omit_properties,
-            echo=config.echo_to_customerio,
-        )
-
-    return translated
-
-
-def scrub(value: Any) -> Any:
-    """Return `value` as strict JSON can hold it: NaN and infinities null, lone surrogates replaced.
-
-    Raises RecursionError on what nests too deeply.
-    """
-    if isinstance(value, str):
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {scrub(key): scrub(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [scrub(item) for item in value]
-    return value
-
-
-def shrink(call: dict[str, Any], excess: int) -> dict[str, Any]:
-    """Return `call` without its largest parts, at least `excess` bytes (as JSON) shorter.
-
-    Bulk goes first, then the largest; what says which message, person and campaign it was
-    stays, and `context.omitted_properties` names what went (parts of the context as
-    "context.name"). Raises Undeliverable when nothing is left to leave out.
-    """
-    properties, context = dict(call["properties"]), dict(call["context"])
-    parts = []
-    for owner, label in ((properties, ""), (context, "context.")):
-        for name, value in owner.items():
-            size = len(json.dumps({name: value}))
-            bulk = owner is properties and name in BULK
-            essential = name in IDENTIFYING or (owner is context and name in CONTEXT_KEPT)
-            # Nothing that identifies is this long, whatever it is called.
-            if not essential or size > 1_000:
-                parts.append((essential, not bulk, -size, label + name, owner, name))
-    parts.sort(key=lambda part: part[:3])
-
-    omitted = 0
-    named: list[str] = []
-    excess += len('"omitted_properties": [], "and 1000000 more", ')
-    for *_, negative_size, label, owner, name in parts:
-        if excess <= 0:
-            break
-        del owner[name]
-        omitted += 1
-        excess += negative_size
-        if len(named) < MAX_OMITTED_NAMES:
-            named.append(label[:MAX_OMITTED_NAME])
-            excess += len(json.dumps(named[-1])) + len(", ")
-    if excess > 0:
-        raise Undeliverable(f"it cannot be made to fit into {MAX_EVENT_BYTES:,} bytes")
-    if omitted > len(named):
-        named.append(f"and {omitted - len(named)} more")
-    context["omitted_properties"] = named
-    return call | {"properties": properties, "context": context}
 
 
 def _name(event: dict[str, Any]) -> tuple[str, set[str]]:

@@ -1,9 +1,9 @@
-"""A Customer.io that keeps its documented contract about deliveries, on a clock that can be run fast.
+"""A fake Customer.io that delivers webhooks as documented, on a clock that can run fast.
 
-The contract (docs.customer.io, Reporting webhooks): a webhook is signed, and has four seconds.
-Without a 2xx it is sent again, with exponential backoff, for seven days; meanwhile all later
-ones wait behind it. After certain answers and broken connections the first wait is an hour.
-The intervals of the backoff are not published: the ones here are assumed.
+Documented (docs.customer.io, Reporting webhooks): a webhook is signed and times out after four
+seconds. Without a 2xx it is sent again, with exponential backoff, for seven days, and every later
+webhook waits behind it. After certain statuses and failed connections the first wait is an hour.
+The intervals of the backoff are not published; the ones here are assumed.
 """
 
 import hashlib
@@ -26,9 +26,9 @@ FIRST_BACKOFF = 10.0
 LONGEST_BACKOFF = HOUR
 
 TIMED_OUT = "timed out"
-BROKEN = "connection broken"  # refused, reset, EOF, DNS, TLS: an hour, all of them
+BROKEN = "connection broken"  # refused, reset, EOF, DNS, TLS: all cost an hour
 
-Outcome = int | str  # a status, or one of the two above
+Outcome = int | str  # a status, or one of these two
 
 
 def accepted(outcome: Outcome) -> bool:
@@ -36,11 +36,11 @@ def accepted(outcome: Outcome) -> bool:
 
 
 def wait_before_retry(outcome: Outcome, failures: int) -> float:
-    """Return the seconds until an event is sent again that failed `failures` times, last with `outcome`."""
+    """Return the seconds until the next attempt, after `failures` failures, the last one with `outcome`."""
     costs_an_hour = outcome == BROKEN or outcome in COST_AN_HOUR
     if costs_an_hour and failures == 1:
         return HOUR
-    # "Same backoff after": the hour takes the place of the first wait.
+    # "Same backoff after": the hour replaces the first wait only.
     return min(FIRST_BACKOFF * 2.0 ** min(failures - 1, 30), LONGEST_BACKOFF)
 
 
@@ -52,9 +52,9 @@ def sign(body: bytes, key: str, timestamp: str | None = None) -> dict[str, str]:
 
 
 class Webhook:
-    """One reporting webhook: an ordered queue of events, sent to `url` in a thread, one after the other.
+    """One reporting webhook: a thread that sends events to `url` in order, one at a time.
 
-    `speed` is how much faster than ours its clock for waits runs; the four seconds are ours.
+    Its waits run `speed` times faster than the real ones. The timeout of four seconds is real.
     """
 
     def __init__(self, url: str, key: str, events: Iterable[dict[str, Any]], speed: float = 1.0) -> None:
@@ -62,10 +62,10 @@ class Webhook:
         self.key = key
         self.speed = speed
         self.outcomes: Counter[Outcome] = Counter()
-        self.sent = 0  # events that were sent at least once
+        self.sent = 0  # events sent at least once
         self.retries = 0
-        self.slowest = 0.0  # seconds, of all answers
-        self.broken_at: list[float] = []  # on the monotonic clock
+        self.slowest = 0.0  # seconds, over all answers
+        self.failed_at: dict[Outcome, list[float]] = {BROKEN: [], TIMED_OUT: []}  # on the monotonic clock
         self.dropped: list[dict[str, Any]] = []
         self.on_accepted: Callable[[dict[str, Any], int], None] = lambda event, status: None
         self._session = requests.Session()
@@ -75,7 +75,7 @@ class Webhook:
         self._thread.start()
 
     def join(self, seconds: float) -> bool:
-        """Return whether all events were accepted or dropped within `seconds`."""
+        """Wait up to `seconds`; return whether all events were accepted or dropped."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -109,6 +109,7 @@ class Webhook:
             outcome = TIMED_OUT
         except requests.RequestException:
             outcome = BROKEN
-            self.broken_at.append(time.monotonic())
+        if outcome in self.failed_at:
+            self.failed_at[outcome].append(time.monotonic())
         self.outcomes[outcome] += 1
         return outcome

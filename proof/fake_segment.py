@@ -1,22 +1,22 @@
-"""A Segment on loopback that keeps the documented rules, and fails on demand in every way the real one can.
+"""A fake Segment on loopback that follows the documented rules, and fails on demand in every way the real one can.
 
-Rules (segment.com/docs, HTTP Tracking API): 400 above 32 KB an event or 500 KB a request, to
-what is not strict JSON, to an empty or very short write key; after a 200, events without name
-or person and those beyond 2,500 in a batch are dropped in silence, here counted in `lost`; one
-messageId is kept once, whatever source it came from.
+Rules (segment.com/docs, HTTP Tracking API): it answers 400 to more than 32 KB an event or 500 KB a
+request, to anything but strict JSON, and to an empty or very short write key. After a 200 it silently
+drops events without a name or a person, and those after the first 2,500 of a batch; here they are in
+`lost`. It keeps one event per messageId, whichever source it came from.
 
-A fault is a word: what happens to a request instead of a proper answer.
+A fault is a word that says what happens to a request instead of a proper answer:
 
     500, 429, ...   that status, any number ("429:2": with Retry-After: 2)
     hang            never an answer               hang-after      the same, but the events are kept
     reset           the connection is reset       reset-after     the same, but the events are kept
     close           closed without an answer      drip            a 200 that never ends, byte by byte
     garbage         bytes that are not HTTP       html            200 and a web page
-    redirect        302 to a page that says 200   redirect-307    307 to a place that would take the POST
-    false           200 {"success": false}        refuse          nothing listens, connections are cut
-    cut             closed in the head of a 200
+    redirect        302 to a page that says 200   redirect-307    307 to a page that would take the POST
+    false           200 {"success": false}        refuse          not listening, connections aborted
+    cut             closed within the head of a 200
 
-Run as a program (`python proof/fake_segment.py PORT MILLISECONDS`) it is a Segment of that latency.
+`python proof/fake_segment.py PORT MILLISECONDS` runs one with that latency.
 """
 
 import asyncio
@@ -32,6 +32,11 @@ from typing import Any, Self
 
 PAGE = b"<!doctype html><title>Sign in</title>"
 OK = b'{\n  "success": true\n}'
+BROKEN_ANSWERS = {
+    "close": b"",
+    "cut": b"HTTP/1.1 200 OK\r\nContent-Le",
+    "garbage": b"\x00\x01 SSH-2.0-nonsense\r\n\r\n\xff",
+}
 
 
 def _refuse_constant(name: str) -> None:
@@ -41,16 +46,16 @@ def _refuse_constant(name: str) -> None:
 class FakeSegment:
     def __init__(self, port: int = 0, latency: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
         self.latency = latency  # seconds before each answer
-        self.faults: deque[str] = deque()  # for the next requests, one each
-        self.fault: str | None = None  # for every request without one of those ...
-        self.share = 1.0  # ... or for that share of them
-        self.poison: set[str] = set()  # names of events that are answered with 400
+        self.faults: deque[str] = deque()  # one each for the next requests
+        self.fault: str | None = None  # for the requests after those ...
+        self.share = 1.0  # ... or for this share of them
+        self.poison: set[str] = set()  # names of events that get a 400
         self.kept: dict[str, dict[str, Any]] = {}  # messageId -> message
         self.lost: list[dict[str, Any]] = []
         self.duplicates = 0
-        self.uploads: list[list[str]] = []  # names of the events of each batch that arrived
+        self.uploads: list[list[str]] = []  # the names of the events of each batch
         self.requests: list[dict[str, Any]] = []  # method, path, headers, at, size, fault
-        self.busy = 0  # requests that arrived and are not answered
+        self.busy = 0  # requests that are not answered yet
         self.most_busy = 0
         self.open_connections = 0
         self._turn = 0.0
@@ -78,19 +83,19 @@ class FakeSegment:
         return f"http{'s' if self._tls else ''}://127.0.0.1:{self._port}"
 
     def hold(self) -> None:
-        """Answer nothing from now on, until `release`."""
+        """Answer nothing until `release`."""
         self._loop.call_soon_threadsafe(self._gate.clear)
 
     def release(self) -> None:
         self._loop.call_soon_threadsafe(self._gate.set)
 
     def set_fault(self, fault: str | None, share: float = 1.0) -> None:
-        """Have `share` of the requests from now on fail in that way, None for none."""
+        """Make `share` of the requests fail like that from now on; None for no fault."""
         self.fault, self.share = fault, share
         self._loop.call_soon_threadsafe(self._listen, fault != "refuse")
 
     def events(self) -> list[str]:
-        """Return the context.event_id of everything kept, in order of arrival."""
+        """Return the context.event_id of every event kept, in order of arrival."""
         return [message["context"].get("event_id") for message in list(self.kept.values())]
 
     def _listen(self, wanted: bool) -> None:
@@ -148,7 +153,7 @@ class FakeSegment:
     async def _answer(
         self, writer: asyncio.StreamWriter, method: str, path: str, headers: dict[str, str], body: bytes
     ) -> bool:
-        """Answer one request; return whether the connection goes on."""
+        """Answer one request; return whether the connection stays open."""
         fault: str | None
         if self.faults:
             fault = self.faults.popleft()
@@ -156,24 +161,15 @@ class FakeSegment:
             self._turn = (self._turn + self.share) % 1
             fault = self.fault if self._turn < self.share else None
         if path != "/v1/batch" or method != "POST":
-            fault = "page"
-        self.requests.append(
-            {
-                "method": method,
-                "path": path,
-                "headers": headers,
-                "at": self._loop.time(),
-                "size": len(body),
-                "fault": fault,
-            }
-        )
-        status, text = 200, OK
+            fault = "html"
+        request = {"method": method, "path": path, "headers": headers, "size": len(body), "fault": fault}
+        self.requests.append(request | {"at": self._loop.time()})
+        status, text, extra = 200, OK, ""
         if fault in (None, "hang-after", "reset-after"):
             status, text = self._take(headers, body)
         if self.latency:
             await asyncio.sleep(self.latency)
         await self._gate.wait()
-        extra = ""
         match (fault or "").split(":"):
             case ["hang" | "hang-after"]:
                 await self._stopped.wait()
@@ -182,30 +178,23 @@ class FakeSegment:
                 linger = struct.pack("ii", 1, 0)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 return False
-            case ["close"]:
-                return False
             case ["drip"]:
                 for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000:
                     writer.write(bytes([byte]))
                     await writer.drain()
                     await asyncio.sleep(0.05)
                 return False
-            case ["cut"]:
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Le")
+            case ["close" | "cut" | "garbage" as how]:
+                writer.write(BROKEN_ANSWERS[how])
                 await writer.drain()
                 return False
-            case ["garbage"]:
-                writer.write(b"\x00\x01 SSH-2.0-nonsense\r\n\r\n\xff")
-                await writer.drain()
-                return False
-            case ["html"] | ["page"]:
-                status, text, extra = 200, PAGE, "Content-Type: text/html\r\n"
-            case ["redirect"]:
-                status, text, extra = 302, b"", f"Location: {self.url}/elsewhere\r\n"
-            case ["redirect-307"]:
-                status, text, extra = 307, b"", f"Location: {self.url}/elsewhere\r\n"
+            case ["html"]:
+                text, extra = PAGE, "Content-Type: text/html\r\n"
+            case ["redirect" | "redirect-307"]:
+                status, text = 307 if fault == "redirect-307" else 302, b""
+                extra = f"Location: {self.url}/elsewhere\r\n"
             case ["false"]:
-                status, text = 200, b'{"success": false}'
+                text = b'{"success": false}'
             case [number, *retry_after] if number.isdigit():
                 status, text = int(number), b'{"code": "fault", "message": "on demand"}'
                 extra = "".join(f"Retry-After: {value}\r\n" for value in retry_after)
@@ -215,7 +204,7 @@ class FakeSegment:
         return True
 
     def _take(self, headers: dict[str, str], body: bytes) -> tuple[int, bytes]:
-        """Keep, lose or refuse what the body holds, as the rules are."""
+        """Keep, lose or refuse the events of a body, by the rules above."""
         refused = b'{"code": "invalid_request", "message": "refused"}'
         try:
             upload = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
@@ -225,13 +214,10 @@ class FakeSegment:
         except (ValueError, KeyError, TypeError, AttributeError):
             return 400, refused
         self.uploads.append(names)
-        if not isinstance(key, str) or len(key) < 8:
-            return 400, refused
-        if headers.get("authorization") != "Basic " + b64encode(f"{key}:".encode()).decode():
-            return 400, refused
-        if len(body) > 500_000 or any(len(json.dumps(message)) > 32_768 for message in batch):
-            return 400, refused
-        if self.poison & set(names):
+        known = isinstance(key, str) and len(key) >= 8
+        authorized = headers.get("authorization") == "Basic " + b64encode(f"{key}:".encode()).decode()
+        too_large = len(body) > 500_000 or any(len(json.dumps(message)) > 32_768 for message in batch)
+        if not known or not authorized or too_large or self.poison & set(names):
             return 400, refused
         for position, message in enumerate(batch):
             named = isinstance(message.get("event"), str) and message["event"]

@@ -1,27 +1,41 @@
-"""What the tests share: a real relay under gunicorn on a free port, a fake Segment, and signed webhooks."""
+"""What the tests share: the relay in-process and under gunicorn, a fake Segment, and signed webhooks."""
 
 import contextlib
 import json
-import os
-import signal
+import random
 import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import fake_customerio
+import harness
 import pytest
 import requests
 from fake_segment import FakeSegment
+from harness import KEYS, ROOT, SIGNING_KEY, WRITE_KEY, answers, free_port, until
+from hypothesis import HealthCheck, settings
 
-ROOT = Path(__file__).parent.parent
-WRITE_KEY = "0123456789abcdefghijklmnopqrstuv"
-SIGNING_KEY = "a-signing-key-of-the-tests"
+from app import create_app
+from config import Config
+from shared import Shared
+
+__all__ = ["KEYS", "ROOT", "SIGNING_KEY", "WRITE_KEY", "answers", "free_port", "until"]
+
+
+def port_of_segment() -> int:
+    """Return a free port that no outgoing connection is given: below the range of those."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+# The fake Segments of all tests listen here, one after the other, so that one relay serves many tests.
+SEGMENT_PORT = port_of_segment()
+
+Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
 
 def sign(body: bytes, timestamp: str | None = None, key: str = SIGNING_KEY) -> dict[str, str]:
@@ -29,7 +43,7 @@ def sign(body: bytes, timestamp: str | None = None, key: str = SIGNING_KEY) -> d
 
 
 def make_event(number: int | str = 1, **changes: Any) -> dict[str, Any]:
-    """Return a small event, of an id and a person of its own."""
+    """Return a small event with an id and a person of its own."""
     return {
         "event_id": f"event-{number}",
         "object_type": "email",
@@ -39,106 +53,93 @@ def make_event(number: int | str = 1, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def until(happened: Callable[[], Any], seconds: float = 10) -> None:
-    """Wait for something to happen; fail if it does not."""
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
+def environment(segment: FakeSegment | None, settings: dict[str, str | None]) -> dict[str, str]:
+    """Return KEYS and `settings`, pointed at `segment`; None leaves a setting out."""
+    env: dict[str, str | None] = {**KEYS, **({"SEGMENT_HOST": segment.url} if segment else {}), **settings}
+    return {name: value for name, value in env.items() if value is not None}
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+class Answer(NamedTuple):
+    status_code: int
+    headers: Any  # found whatever their case
+    text: str
+    seconds: float
+
+    def json(self) -> Any:
+        return json.loads(self.text)
 
 
-class Relay:
-    """The relay as `gunicorn app:app` runs it, in a process of its own."""
+class Client:
+    """Sends requests to a relay. Webhooks are signed unless `headers` says otherwise."""
 
-    def __init__(self, env: dict[str, str], wait: bool = True) -> None:
-        self.port = int(env.get("PORT") or free_port())
-        base = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
-        self.process = subprocess.Popen(
-            [str(Path(sys.executable).parent / "gunicorn"), "app:app"],
-            cwd=ROOT,
-            env=base | {"PORT": str(self.port), "PYTHONUNBUFFERED": "1"} | env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        self._output: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        if wait:
-            try:
-                until(self._serves, 20)
-            except BaseException:
-                self.kill()  # nobody else could
-                raise
+    def request(self, method: str, path: str, body: bytes = b"", headers: Headers = ()) -> Answer:
+        raise NotImplementedError
 
-    def _read(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
-            self._output.append(line.decode(errors="replace"))
+    def get(self, path: str, headers: Headers = ()) -> Answer:
+        return self.request("GET", path, headers=headers)
 
-    def _serves(self) -> bool:
-        assert self.process.poll() is None, self.log
-        try:
-            return requests.get(self.url + "/health", timeout=5).status_code == 200
-        except requests.ConnectionError:
-            return False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def log(self) -> str:
-        return "".join(self._output)
-
-    def post(self, event: Any, headers: dict[str, str] | None = None, **more: Any) -> requests.Response:
-        """Send a webhook, signed unless `headers` says otherwise."""
+    def post(self, event: Any, headers: Headers | None = None) -> Answer:
+        """Send a webhook: an event, or the bytes of a body."""
         body = event if isinstance(event, bytes) else json.dumps(event).encode()
-        headers = sign(body) if headers is None else headers
-        return requests.post(self.url + "/webhook", data=body, headers=headers, timeout=20, **more)
+        return self.request("POST", "/webhook", body, sign(body) if headers is None else headers)
 
-    def post_all(self, events: list[dict[str, Any]]) -> list[requests.Response]:
+    def post_all(self, events: list[Any]) -> list[Answer]:
         """Send webhooks at the same time."""
         with ThreadPoolExecutor(len(events)) as pool:
             return list(pool.map(self.post, events))
 
-    def workers(self) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in children.read_text().split()]
 
-    def kill(self) -> None:
-        """End it and its workers at once."""
-        pids = [self.process.pid, *self.workers()] if self.process.poll() is None else []
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait(10)
-        self._reader.join(10)
-        assert self.process.stdout
-        self.process.stdout.close()
+class InProcess(Client):
+    """The relay as `create_app` returns it, called through Flask's test client."""
+
+    def __init__(self, segment: FakeSegment | None = None, shared: Shared | None = None, **settings: str | None):
+        self.app = create_app(Config.from_env(environment(segment, settings)), shared or Shared())
+
+    def request(self, method: str, path: str, body: bytes = b"", headers: Headers = (), **environ: str) -> Answer:
+        given = list(headers.items() if isinstance(headers, Mapping) else headers)
+        started = time.monotonic()
+        response = self.app.test_client().open(
+            path, method=method, data=body, headers=given, environ_overrides=environ, buffered=True
+        )
+        return Answer(response.status_code, response.headers, response.text, time.monotonic() - started)
+
+
+class Relay(harness.Relay, Client):
+    """The relay as `gunicorn "app:create_app()"` runs it, in a process of its own."""
+
+    def request(self, method: str, path: str, body: bytes = b"", headers: Headers = ()) -> Answer:
+        response = requests.request(
+            method, self.url + path, data=body, headers=dict(headers), timeout=20, allow_redirects=False
+        )
+        return Answer(response.status_code, response.headers, response.text, response.elapsed.total_seconds())
+
+    def log_of(self, action: Callable[[], Any]) -> Callable[[], str]:
+        """Do something; return a function that says what has been logged since."""
+        before = len(self.log)
+        action()
+        return lambda: self.log[before:]
 
 
 @pytest.fixture
 def segment() -> Iterator[FakeSegment]:
-    with FakeSegment() as fake:
+    with FakeSegment(SEGMENT_PORT) as fake:
         yield fake
 
 
 @pytest.fixture
+def client(segment: FakeSegment) -> InProcess:
+    return InProcess(segment)
+
+
+@pytest.fixture
 def start() -> Iterator[Callable[..., Relay]]:
-    """Start relays: start(segment, NAME=value, ...); None leaves a setting out."""
+    """Start relays under gunicorn: start(segment, NAME=value, ...)."""
     relays: list[Relay] = []
 
-    def _start(segment: FakeSegment | None = None, wait: bool = True, **settings: str | None) -> Relay:
-        env: dict[str, str | None] = {"SEGMENT_WRITE_KEY": WRITE_KEY, "CUSTOMERIO_SIGNING_KEY": SIGNING_KEY}
-        if segment:
-            env["SEGMENT_HOST"] = segment.url
-        env |= settings
-        relays.append(Relay({name: value for name, value in env.items() if value is not None}, wait))
+    def _start(
+        segment: FakeSegment | None = None, options: Iterable[str] = (), wait: bool = True, **settings: str | None
+    ) -> Relay:
+        relays.append(Relay(environment(segment, settings), (harness.APP, *options), wait=wait))
         return relays[-1]
 
     yield _start
@@ -146,6 +147,48 @@ def start() -> Iterator[Callable[..., Relay]]:
         relay.kill()
 
 
+@pytest.fixture(scope="session")
+def shared_relay() -> Iterator[Relay]:
+    with Relay({**KEYS, "SEGMENT_HOST": f"http://127.0.0.1:{SEGMENT_PORT}"}) as relay:
+        yield relay
+
+
+@pytest.fixture(scope="session")
+def shared_relay_of_one_worker() -> Iterator[Relay]:
+    with Relay({**KEYS, "SEGMENT_HOST": f"http://127.0.0.1:{SEGMENT_PORT}", "WEB_CONCURRENCY": "1"}) as relay:
+        yield relay
+
+
 @pytest.fixture
-def relay(start: Callable[..., Relay], segment: FakeSegment) -> Relay:
-    return start(segment)
+def relay(shared_relay: Relay, segment: FakeSegment) -> Relay:
+    """A relay under gunicorn, for tests that leave it as it was. `start` starts others."""
+    return shared_relay
+
+
+@pytest.fixture
+def one_worker(shared_relay_of_one_worker: Relay, segment: FakeSegment) -> Relay:
+    """The same with one worker, in which all webhooks meet."""
+    return shared_relay_of_one_worker
+
+
+@pytest.fixture(params=["in-process", pytest.param("gunicorn", marks=pytest.mark.gunicorn)])
+def anywhere(request: pytest.FixtureRequest) -> Client:
+    """The relay in-process, and under gunicorn: both give the same answers."""
+    client: Client = request.getfixturevalue("client" if request.param == "in-process" else "relay")
+    return client
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try 300 examples of each property; 100 in `make test-fast`."""
+    fast = "not gunicorn" in config.getoption("markexpr")
+    settings.register_profile(
+        "relay", deadline=None, max_examples=100 if fast else 300, suppress_health_check=list(HealthCheck)
+    )
+    settings.load_profile("relay")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test that starts gunicorn."""
+    for item in items:
+        if {"start", "shared_relay", "shared_relay_of_one_worker"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("gunicorn")

@@ -4,11 +4,13 @@ import re
 import shutil
 
 import pytest
-import requests
 from conftest import make_event, until
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium and chromedriver here")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium and chromedriver here"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,7 @@ def test_a_sample_is_sent_and_appears(browser, start):
     until(lambda: text(browser, "#delivered") == "1" and text(browser, "details"))
     assert "customerio:email_delivered" in text(browser, "details")
     assert '"messageId"' in text(browser, "details")
-    counted = requests.get(relay.url + "/metrics", timeout=5).text
+    counted = relay.get("/metrics").text
     assert re.search(r'outcome="delivered"} 1\.0', counted)
 
 
@@ -80,7 +82,7 @@ def test_the_policy_blocks_nothing_that_the_page_needs(browser, start):
 @pytest.mark.parametrize("width", [360, 1200])
 def test_nothing_sticks_out(browser, start, width):
     relay = start(DRY_RUN="1")
-    requests.post(relay.url + "/sample", timeout=5)
+    assert relay.request("POST", "/sample").status_code == 303
     browser.set_window_size(width, 900)
     browser.get(relay.url)
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")

@@ -1,311 +1,381 @@
-"""Delivery as seen from both ends of a real relay: sharing, splitting, retries, one deadline, shutdown, pauses."""
+"""delivery.Delivery by itself: which messages share an upload, and what each request is told."""
 
-import contextlib
-import http.client
-import inspect
-import json
-import os
-import shutil
-import signal
-import socket
-import ssl
-import subprocess
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
 
+import gevent
 import pytest
-import requests
-from conftest import ROOT, WRITE_KEY, make_event, sign, until
-from fake_segment import FakeSegment
-from segment.analytics import request as segment_request
-from segment.analytics.client import Client
+from conftest import until
 
-
-def statuses(answers):
-    return [answer.status_code for answer in answers]
-
-
-def test_a_lone_event_is_sent_at_once_and_alone(relay, segment):
-    for number in range(3):
-        assert relay.post(make_event(number)).status_code == 200
-    assert [len(upload) for upload in segment.uploads] == [1, 1, 1]
-
-
-def test_concurrent_webhooks_share_uploads(start, segment):
-    segment.latency = 0.3
-    relay = start(segment, WEB_CONCURRENCY="1")
-    events = [make_event(number) for number in range(100)]
-    assert statuses(relay.post_all(events)) == [200] * 100
-    assert sorted(segment.events()) == sorted(event["event_id"] for event in events)
-    assert len(segment.uploads) <= 30
-    assert max(len(upload) for upload in segment.uploads) > 5
-
-
-def test_no_upload_is_above_100_events(start, segment):
-    relay = start(segment, WEB_CONCURRENCY="1")
-    segment.hold()
-    with ThreadPoolExecutor(260) as pool:
-        answers = [pool.submit(relay.post, make_event(number)) for number in range(260)]
-        time.sleep(1.5)
-        segment.release()
-        assert {answer.result().status_code for answer in answers} <= {200, 503}
-    assert max(len(upload) for upload in segment.uploads) <= 100
-
-
-def test_no_upload_is_above_475_000_bytes(start, segment):
-    relay = start(segment, WEB_CONCURRENCY="1")
-    segment.latency = 0.3
-    events = [make_event(number, data={"customer_id": "1", "pad": "x" * 30_000}) for number in range(60)]
-    assert set(statuses(relay.post_all(events))) <= {200, 503}
-    assert max(request["size"] for request in segment.requests) <= 475_000
-    assert max(len(upload) for upload in segment.uploads) <= 15
-
-
-@pytest.mark.parametrize("poisoned", [1, 3], ids=["one", "three"])
-def test_a_refused_batch_is_split_until_the_event_at_fault_stands_alone(start, segment, poisoned):
-    relay = start(segment, WEB_CONCURRENCY="1")
-    segment.latency = 0.1
-    segment.poison = {"customerio:email_poison"}
-    events = [make_event(number, metric="poison" if number % 20 < poisoned else "opened") for number in range(40)]
-    answers = relay.post_all(events)
-    for event, answer in zip(events, answers, strict=True):
-        assert answer.status_code == (202 if event["metric"] == "poison" else 200), answer.text
-    good = [event["event_id"] for event in events if event["metric"] == "opened"]
-    assert sorted(segment.events()) == sorted(good)
-    assert any(len(upload) > 1 and "customerio:email_poison" in upload for upload in segment.uploads)
-
-
-@pytest.mark.parametrize(
-    "fault", ["500", "503", "408", "reset", "close", "cut", "garbage", "hang", "drip", "hang-after", "reset-after"]
+import delivery
+from delivery import (
+    MAX_BATCH,
+    MAX_BATCH_BYTES,
+    MAX_UPLOADS,
+    Delivery,
+    Message,
+    RateLimited,
+    Rejected,
+    RetryLater,
+    TransientError,
+    fitting,
 )
-def test_a_first_failure_is_retried_once(relay, segment, fault):
-    segment.faults.append(fault)
-    answer = relay.post(make_event("a"))
-    assert answer.status_code == 200
-    assert answer.elapsed.total_seconds() < 4
-    assert segment.events() == ["event-a"]
-    assert len(segment.requests) == 2
+from shared import MAX_PAUSE, Pause
+from translate import Undeliverable
 
 
-@pytest.mark.parametrize("fault", ["500", "reset"])
-def test_it_is_retried_no_more_than_once(relay, segment, fault):
-    segment.fault = fault
-    assert relay.post(make_event("a")).status_code == 503
-    assert len(segment.requests) == 2
+class Segment:
+    """Holds uploads until `open` is set; `fails` says which event's uploads end with which exception."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.batches = []
+        self.fails = {}
+
+    def upload(self, messages, seconds):
+        names = [message.id for message in messages]
+        self.batches.append(names)
+        self.open.wait(10)
+        for name in names:
+            if name in self.fails:
+                raise self.fails[name]
 
 
-@pytest.mark.parametrize("fault", ["401", "404", "redirect", "html"])
-def test_what_a_retry_cannot_mend_is_not_retried(relay, segment, fault):
-    segment.fault = fault
-    assert relay.post(make_event("a")).status_code == 503
-    assert len(segment.requests) == 1
+class Request(threading.Thread):
+    """A request that delivers one message; `result` is None for a 200, or the exception."""
+
+    def __init__(self, relay, message, patience):
+        super().__init__(daemon=True)
+        self.relay, self.message, self.deadline = relay, message, monotonic() + patience
+        self.result = "no answer"
+
+    def run(self):
+        try:
+            self.result = self.relay.deliver(self.message, self.deadline)
+        except Exception as error:
+            self.result = error
+
+    def outcome(self):
+        self.join(10)
+        return self.result
 
 
-def test_an_answer_that_takes_most_of_the_time_still_counts(relay, segment):
-    segment.latency = 2.9
-    assert relay.post(make_event("a")).status_code == 200
+@pytest.fixture
+def segment():
+    segment = Segment()
+    yield segment
+    segment.open.set()  # lets every thread end
 
 
-def test_waiting_for_a_turn_is_within_the_deadline(start, segment):
-    relay = start(segment, WEB_CONCURRENCY="1")
-    segment.fault = "hang"
-    started = time.monotonic()
-    with ThreadPoolExecutor(150) as pool:
-        answers = [pool.submit(relay.post, make_event(number)) for number in range(150)]
-        assert {answer.result().status_code for answer in answers} == {503}
-    assert all(answer.result().elapsed.total_seconds() < 4 for answer in answers), time.monotonic() - started
-    segment.fault = None
-    until(lambda: relay.post(make_event("after")).status_code == 200)
+@pytest.fixture
+def send(segment, monkeypatch):
+    """Send messages, each once the request before waits for an upload: send("a", "b") -> requests."""
+    waiting = threading.Semaphore(0)
+
+    class Watched(threading.Event):
+        def wait(self, timeout=None):
+            waiting.release()
+            return super().wait(timeout)
+
+    monkeypatch.setattr(delivery, "Event", Watched)
+    relay = Delivery(segment.upload, Pause())
+
+    def _send(*names, size=100, patience=8.0, relay=relay):
+        requests = [Request(relay, Message(name, "x" * size), patience) for name in names]
+        for request in requests:
+            request.start()
+            assert waiting.acquire(timeout=10)
+        return requests
+
+    return _send
 
 
-def test_a_rate_limit_is_kept_by_all_workers(start, segment):
-    relay = start(segment, WEB_CONCURRENCY="3")
-    segment.faults.append("429:2")
-    assert relay.post(make_event("a")).status_code == 503
-    limited = time.monotonic()
-    answers = [relay.post(make_event(number)) for number in range(12)]
-    assert set(statuses(answers)) == {503}
-    assert {answer.json()["reason"] for answer in answers} == {"Segment is limiting the rate"}
-    assert all(1 <= int(answer.headers["Retry-After"]) <= 2 for answer in answers)
-    until(lambda: relay.post(make_event("a")).status_code == 200)
-    first, second = segment.requests[:2]
-    assert second["at"] - first["at"] >= 2
-    assert time.monotonic() - limited < 5
+@pytest.fixture
+def busy(send, segment):
+    """As many lone messages as there may be uploads, each in an upload that Segment holds."""
+    requests = send(*(f"busy-{number}" for number in range(MAX_UPLOADS)))
+    until(lambda: len(segment.batches) == MAX_UPLOADS)
+    return requests
 
 
-def test_a_rate_limit_is_kept_for_five_seconds_at_most(relay, segment):
-    segment.faults.append("429:300")
-    answer = relay.post(make_event("a"))
-    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
-    until(lambda: relay.post(make_event("a")).status_code == 200)
-    first, second = segment.requests
-    assert 5 <= second["at"] - first["at"] < 7
+def results(requests):
+    return [request.outcome() for request in requests]
 
 
-def test_proxies_of_the_environment_are_used(start, segment):
-    relay = start(None, SEGMENT_HOST="http://segment.invalid", HTTP_PROXY=segment.url, http_proxy=segment.url)
-    assert relay.post(make_event("a")).status_code == 503  # our fake is no proxy; but it was asked
-    assert segment.requests[0]["path"] == "http://segment.invalid/v1/batch"
+# Who shares an upload with whom. -----------------------------------------------------------------
 
 
-def test_netrc_is_not_used(start, segment, tmp_path):
-    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login someone password else\ndefault login a password b\n")
-    relay = start(segment, HOME=str(tmp_path), NETRC=str(tmp_path / ".netrc"))
-    assert relay.post(make_event("a")).status_code == 200  # the fake checks the key in the Authorization header
+def test_a_lone_message_goes_at_once_and_alone(send, segment):
+    requests = []
+    for number in range(MAX_UPLOADS):
+        requests += send(str(number))
+        until(lambda: len(segment.batches) == len(requests))  # noqa: B023 - waited for here
+    assert segment.batches == [[str(number)] for number in range(MAX_UPLOADS)]
+    segment.open.set()
+    assert results(requests) == [None] * MAX_UPLOADS
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl to make a certificate with")
-def test_segment_needs_a_certificate_that_is_trusted(start, tmp_path):
-    key, certificate, folder = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "trusted"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
-    more = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
-    subprocess.run([*command.split(), *more], check=True, capture_output=True)
-    folder.mkdir()
-    shutil.copy(certificate, folder)
-    subprocess.run(["openssl", "rehash", folder], check=True, capture_output=True)
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(certificate, key)
-    with FakeSegment(tls=tls) as segment:
-        answer = start(segment).post(make_event("a"))
-        assert (answer.status_code, answer.json()["reason"]) == (503, "the connection to Segment failed")
-        assert segment.requests == []
-        for trusted in (certificate, folder):
-            relay = start(segment, REQUESTS_CA_BUNDLE=str(trusted))
-            assert statuses(relay.post(make_event(number)) for number in range(3)) == [200] * 3
-    assert sorted(segment.events()) == ["event-0", "event-1", "event-2"]
+@pytest.mark.usefixtures("busy")
+def test_messages_that_come_while_all_uploads_are_out_share_the_next(send, segment):
+    requests = send(*"abcde")
+    assert len(segment.batches) == MAX_UPLOADS
+    segment.open.set()
+    assert results(requests) == [None] * 5
+    assert segment.batches[MAX_UPLOADS:] == [list("abcde")]
 
 
-def test_connections_to_segment_are_kept(relay, segment):
-    for number in range(6):
-        assert relay.post(make_event(number)).status_code == 200
-    assert segment.open_connections <= 2  # one for each worker
+def test_at_most_max_uploads_are_out_at_once(busy, send, segment):
+    requests = send(*(str(number) for number in range(5 * MAX_BATCH // 2)))
+    assert len(segment.batches) == MAX_UPLOADS
+    segment.open.set()
+    assert set(results(busy + requests)) == {None}
+    assert sorted(len(batch) for batch in segment.batches[MAX_UPLOADS:]) == [50, MAX_BATCH, MAX_BATCH]
 
 
-def in_flight(relay, segment, number):
-    """Post webhooks that Segment holds; return their futures once all have arrived there."""
-    segment.hold()
-    pool = ThreadPoolExecutor(number)
-    answers = [pool.submit(relay.post, make_event(n)) for n in range(number)]
-    until(lambda: sum(len(upload) for upload in segment.uploads) == number)
-    return answers
+def test_uploads_go_on_as_before_once_all_is_delivered(busy, send, segment):
+    segment.open.set()
+    assert results(busy) == [None] * MAX_UPLOADS
+    segment.open.clear()
+    again = send(*(f"again-{number}" for number in range(MAX_UPLOADS)))
+    until(lambda: len(segment.batches) == 2 * MAX_UPLOADS)
+    segment.open.set()
+    assert results(again) == [None] * MAX_UPLOADS
+    assert {len(batch) for batch in segment.batches} == {1}
 
 
-def test_sigterm_answers_what_is_in_flight(relay, segment):
-    answers = in_flight(relay, segment, 5)
-    relay.process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    segment.release()
-    assert statuses(answer.result() for answer in answers) == [200] * 5
-    assert relay.process.wait(10) == 0
+COMMA = len(", ")
+FITTING = {  # sizes of the messages -> how many go together
+    "none": ([], 0),
+    "one": ([100], 1),
+    "one that is larger than an upload may be": ([MAX_BATCH_BYTES + 1], 1),
+    "what just fits": ([MAX_BATCH_BYTES - 100 - 2 * COMMA, 100], 2),
+    "one byte too many": ([MAX_BATCH_BYTES - 99 - 2 * COMMA, 100], 1),
+    "a hundred": ([100] * MAX_BATCH, MAX_BATCH),
+    "a hundred and one": ([100] * (MAX_BATCH + 1), MAX_BATCH),
+    "fourteen large ones": ([32_000] * 14, 14),
+    "fifteen large ones": ([32_000] * 15, 14),
+}
 
 
-def test_sigterm_does_not_wait_for_idle_connections_nor_hang_up_on_them(relay, segment):
-    body = json.dumps(make_event("a")).encode()
-    with contextlib.ExitStack() as stack:
-        idle = [stack.enter_context(requests.Session()) for _ in range(20)]
-        for session in idle:
-            assert session.post(relay.url + "/webhook", body, headers=sign(body), timeout=5).status_code == 200
-        relay.process.send_signal(signal.SIGTERM)
-        time.sleep(1.2)  # no new connections now, but the old ones are still answered
-        answer = idle[0].post(relay.url + "/webhook", body, headers=sign(body), timeout=5)
-        assert (answer.status_code, answer.headers["Connection"]) == (200, "close")
-        assert relay.process.wait(8) == 0
-    assert "Traceback" not in relay.log
+@pytest.mark.parametrize(("sizes", "together"), FITTING.values(), ids=FITTING.keys())
+def test_fitting(sizes, together):
+    assert fitting(Message("id", "x" * size) for size in sizes) == together
 
 
-def test_a_worker_that_only_just_started_leaves_too(start):
-    relay = start(DRY_RUN="1")
-    (first,) = relay.workers()
-    os.kill(first, signal.SIGKILL)
-    until(lambda: set(relay.workers()) - {first})
-    relay.process.send_signal(signal.SIGTERM)
-    # gunicorn kills after ten seconds what has not left by itself.
-    assert relay.process.wait(8) == 0
+@pytest.mark.usefixtures("busy")
+@pytest.mark.parametrize(("sizes", "together"), list(FITTING.values())[3:], ids=list(FITTING)[3:])
+def test_a_batch_is_bounded(send, segment, sizes, together):
+    requests = [request for number, size in enumerate(sizes) for request in send(str(number), size=size)]
+    segment.open.set()
+    assert set(results(requests)) == {None}
+    expected = {together, len(sizes) - together} - {0}
+    assert {len(batch) for batch in segment.batches[MAX_UPLOADS:]} == expected
 
 
-def test_a_reload_refuses_nobody(relay, segment):
-    segment.latency = 0.05
-    stop = threading.Event()
-    seen = []
-
-    def keep_posting(number):
-        while not stop.is_set():
-            seen.append(relay.post(make_event(f"{number}-{len(seen)}")).status_code)
-
-    with ThreadPoolExecutor(4) as pool:
-        running = [pool.submit(keep_posting, number) for number in range(4)]
-        until(lambda: len(seen) > 20)
-        before = set(relay.workers())
-        relay.process.send_signal(signal.SIGHUP)
-        until(lambda: relay.workers() and not before & set(relay.workers()), 20)
-        time.sleep(0.3)
-        stop.set()
-        for job in running:
-            job.result()
-    assert set(seen) == {200}
+# What each request is told. ----------------------------------------------------------------------
 
 
-def test_a_killed_worker_told_nobody_200(relay, segment):
-    answers = in_flight(relay, segment, 4)
-    for pid in relay.workers():
-        os.kill(pid, signal.SIGKILL)
-    for answer in answers:
-        with pytest.raises(requests.ConnectionError):
-            answer.result()
-    segment.release()
-    until(lambda: relay.post(make_event("after")).status_code == 200)
+@pytest.mark.usefixtures("busy")
+def test_everybody_is_told_the_failure_of_their_own_batch(send, segment):
+    large = MAX_BATCH_BYTES // 2  # two of those don't fit together
+    requests = [send(name, size=large)[0] for name in "abc"]
+    segment.fails["b"] = RetryLater("down", "down", retry_after=7)
+    segment.open.set()
+    first, second, third = results(requests)
+    assert (first, third) == (None, None)
+    assert (type(second), str(second), second.code, second.retry_after) == (RetryLater, "down", "down", 7)
 
 
-def test_a_slow_webhook_is_cut_at_the_deadline_and_stops_nobody(relay, segment):
-    slow = [socket.create_connection(("127.0.0.1", relay.port)) for _ in range(300)]
-    for client in slow:
-        client.sendall(b"POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
-    assert statuses(relay.post_all([make_event(number) for number in range(10)])) == [200] * 10
-    for client in slow:
-        client.settimeout(10)
-        assert client.recv(100).startswith(b"HTTP/1.1 503")
-        client.close()
+@pytest.mark.usefixtures("busy")
+def test_a_failure_is_told_to_the_whole_batch(send, segment):
+    segment.fails["b"] = RetryLater("down", "down")
+    requests = send(*"abc")
+    segment.open.set()
+    assert [str(result) for result in results(requests)] == ["down"] * 3
+    assert segment.batches[MAX_UPLOADS:] == [["a", "b", "c"]]
 
 
-def test_what_is_not_http_is_answered_in_json_and_not_logged(relay):
-    for junk in (b"GARBAGE\r\n\r\n", b"POST /webhook HTTP/1.1\r\nbad header secret\r\n\r\n", b"get / HTTP/1.1\r\n\r\n"):
-        with socket.create_connection(("127.0.0.1", relay.port), timeout=10) as client:
-            client.sendall(junk)
-            answer = http.client.HTTPResponse(client)
-            answer.begin()
-            assert answer.status == 400
-            assert json.loads(answer.read())["status"] == "rejected"
-    assert "not an HTTP request" in relay.log
-    assert "secret" not in relay.log
-    assert "127.0.0.1:" not in relay.log.replace("http://127.0.0.1", "")
+@pytest.mark.usefixtures("busy")
+@pytest.mark.parametrize("at_fault", ["a", "d", "g", "ag", "bcd", "abcdefg"])
+def test_the_event_at_fault_is_found_and_its_neighbours_are_delivered(send, segment, at_fault):
+    segment.fails = dict.fromkeys(at_fault, Rejected("Segment refuses it (400)"))
+    requests = send(*"abcdefg")
+    segment.open.set()
+    outcomes = {request.message.id: request.outcome() for request in requests}
+    assert {name for name, outcome in outcomes.items() if isinstance(outcome, Undeliverable)} == set(at_fault)
+    assert {str(outcomes[name]) for name in at_fault} == {"Segment refuses it (400)"}
+    assert {outcomes[name] for name in "abcdefg" if name not in at_fault} <= {None}
 
 
-def test_the_library_still_is_what_the_code_relies_on():
-    post = inspect.signature(segment_request.post).parameters
-    assert {"write_key", "host", "timeout", "kwargs"} <= set(post)
-    assert callable(segment_request._session.post)
-    assert segment_request.APIError(429, "code", "text", "response").response == "response"
-    context = {}
-    done, message = Client(WRITE_KEY, send=False).track(user_id="1", event="e", context=context, message_id="m")
-    assert done is True
-    assert (message["type"], message["userId"], message["messageId"]) == ("track", "1", "m")
-    assert "library" in message["context"]
-    with pytest.raises(RuntimeError, match="limit"):
-        Client(WRITE_KEY, send=False).track(user_id="1", event="e", properties={"x": "x" * 33_000})
+def test_without_an_answer_by_the_deadline_it_is_to_be_sent_again(send):
+    (result,) = results(send("a", patience=0.05))
+    assert (type(result), str(result), result.code) == (RetryLater, "Segment did not answer in time", "timeout")
 
 
-def test_what_the_library_sends(relay, segment):
-    body = []
-    take = segment._take
+@pytest.mark.usefixtures("busy")
+def test_one_who_gave_up_is_not_sent(send, segment):
+    impatient, patient = *send("impatient", patience=0.05), *send("patient")
+    assert isinstance(impatient.outcome(), RetryLater)
+    segment.open.set()
+    assert patient.outcome() is None
+    assert segment.batches[MAX_UPLOADS:] == [["patient"]]
 
-    def spy(headers, content):
-        body.append(json.loads(content))
-        return take(headers, content)
 
-    segment._take = spy
-    relay.post(json.loads((ROOT / "tests/events/legacy.json").read_text()))
-    ((upload),) = body
-    assert set(upload) == {"batch", "sentAt", "writeKey"}
-    assert upload["writeKey"] == WRITE_KEY
-    assert [message["event"] for message in upload["batch"]] == ["customerio:email_delivered"]
+def test_an_upload_has_until_the_last_deadline_in_it(send, segment, monkeypatch):
+    monkeypatch.setattr(delivery, "MAX_UPLOADS", 1)
+    given = []
+
+    def upload(messages, seconds):
+        given.append((len(messages), seconds))
+        segment.upload(messages, seconds)
+
+    relay = Delivery(upload, Pause())
+    requests = [send(str(patience), patience=patience, relay=relay)[0] for patience in (9, 90, 60)]
+    segment.open.set()
+    assert results(requests) == [None] * 3
+    assert [number for number, _ in given] == [1, 2]
+    assert [round(seconds, -1) for _, seconds in given] == [10, 90]
+
+
+# Second attempts. --------------------------------------------------------------------------------
+
+ATTEMPTS = {
+    "a transient failure": (TransientError("Segment answered 500", "segment_500"), 2),
+    "what comes later": (RetryLater("Segment refuses the write key", "write_key"), 1),
+    "a rate limit": (RateLimited(1), 1),
+    "a rejection": (Rejected("Segment refuses it (400)"), 1),
+    "a bug": (KeyError("a bug"), 1),
+}
+
+
+@pytest.mark.parametrize(("failure", "attempts"), ATTEMPTS.values(), ids=ATTEMPTS.keys())
+def test_a_transient_failure_is_retried_once_and_nothing_else(send, segment, failure, attempts):
+    segment.fails["a"] = failure
+    segment.open.set()
+    (result,) = results(send("a"))
+    assert isinstance(result, Undeliverable if isinstance(failure, Rejected) else type(failure))
+    assert segment.batches == [["a"]] * attempts
+
+
+def test_a_second_attempt_that_succeeds_is_a_success(segment):
+    answers = iter([TransientError("Segment answered 500", "segment_500"), None])
+
+    def upload(messages, seconds):
+        if error := next(answers):
+            raise error
+
+    Delivery(upload, Pause()).deliver(Message("a", "{}"), monotonic() + 5)
+    assert next(answers, "none left") == "none left"
+
+
+# Whatever ends an upload. ------------------------------------------------------------------------
+
+DEATHS = [SystemExit(1), gevent.GreenletExit(), KeyError("a bug"), MemoryError(), RecursionError()]
+
+
+@pytest.fixture
+def threads_may_die(monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda death: None)
+
+
+@pytest.mark.usefixtures("threads_may_die")
+@pytest.mark.parametrize("death", DEATHS, ids=lambda death: type(death).__name__)
+@pytest.mark.parametrize("deaths", [1, 100])
+def test_nobody_is_told_success_when_an_upload_dies_and_the_next_is_served(segment, death, deaths):
+    relay = Delivery(segment.upload, Pause())
+    segment.open.set()
+    segment.fails["dies"] = death
+    for _ in range(deaths):
+        with pytest.raises((RetryLater, type(death))):
+            relay.deliver(Message("dies", "{}"), monotonic() + 5)
+    assert relay.deliver(Message("next", "{}"), monotonic() + 5) is None
+
+
+@pytest.mark.usefixtures("threads_may_die", "busy")
+@pytest.mark.parametrize("death", DEATHS, ids=lambda death: type(death).__name__)
+def test_a_death_is_told_to_the_whole_batch(send, segment, death):
+    segment.fails["dies"] = death
+    requests = send("a", "dies", "b")
+    segment.open.set()
+    told = results(requests)
+    assert [isinstance(result, RetryLater | type(death)) for result in told] == [True] * 3
+    assert results(send("next")) == [None]
+
+
+@pytest.mark.usefixtures("threads_may_die")
+@pytest.mark.parametrize("death", DEATHS, ids=lambda death: type(death).__name__)
+def test_what_is_queued_is_sent_although_every_upload_that_is_out_dies(busy, send, segment, death):
+    segment.fails = {request.message.id: death for request in busy}
+    queued = send("queued", patience=1.0)
+    segment.open.set()
+    assert all(isinstance(result, Exception) for result in results(busy))
+    assert results(queued) == [None]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("can't start new thread"), MemoryError()], ids=repr)
+def test_when_no_thread_can_be_started_that_request_fails_and_the_next_is_served(segment, monkeypatch, failure):
+    start, failures = threading.Thread.start, [failure] * 20
+
+    def fails_at_first(thread):
+        if failures:
+            raise failures.pop()
+        start(thread)
+
+    segment.open.set()
+    relay = Delivery(segment.upload, Pause())
+    monkeypatch.setattr(threading.Thread, "start", fails_at_first)
+    for _ in range(20):
+        with pytest.raises(type(failure)):
+            relay.deliver(Message("a", "{}"), monotonic() + 5)
+    relay.deliver(Message("next", "{}"), monotonic() + 5)
+    assert segment.batches == [["next"]]
+
+
+# Pauses. -----------------------------------------------------------------------------------------
+
+
+def test_a_pause_is_for_everybody(send, segment):
+    pause = Pause()
+    one, other = Delivery(segment.upload, pause), Delivery(segment.upload, pause)
+    segment.open.set()
+    segment.fails["a"] = RateLimited(3)
+    first = results(send("a", relay=one))[0]
+    assert (str(first), first.code, first.retry_after) == ("Segment is limiting the rate", "rate_limited", 3)
+    for relay in (one, other):
+        (result,) = results(send("b", relay=relay))
+        assert (type(result), result.retry_after) == (RateLimited, 3)
+    assert segment.batches == [["a"]]
+
+
+def test_a_pause_ends_before_a_second_attempt_too(segment):
+    """A transient failure isn't retried while somebody else's 429 is in force."""
+    pause = Pause()
+    calls = []
+
+    def upload(messages, seconds):
+        calls.append(messages)
+        pause.extend(2)
+        raise TransientError("Segment answered 500", "segment_500")
+
+    with pytest.raises(RateLimited):
+        Delivery(upload, pause).deliver(Message("a", "{}"), monotonic() + 5)
+    assert len(calls) == 1
+
+
+def test_a_pause_is_never_shortened():
+    pause = Pause()
+    assert pause.remaining() <= 0
+    pause.extend(4)
+    pause.extend(1)
+    assert 3 < pause.remaining() <= 4
+
+
+def test_a_pause_has_a_bound():
+    pause = Pause()
+    pause.extend(300)
+    assert 4 < pause.remaining() <= MAX_PAUSE == 5
+
+
+@pytest.mark.parametrize(("given", "told"), [(0, 1), (0.2, 1), (1, 1), (1.5, 2), (300, 300)])
+def test_retry_after_is_a_whole_number_of_seconds(given, told):
+    assert RetryLater("later", "code", given).retry_after == told

@@ -7,12 +7,29 @@ import pytest
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), *(ROOT / ".github").glob("**/*.md")],
+    key=str,
+)
 SETTINGS = sorted(set(re.findall(r'read\.\w+\("([A-Z_]+)"|env\.get\("([A-Z_]+)"', (ROOT / "config.py").read_text())))
 SETTINGS = sorted({name for pair in SETTINGS for name in pair if name})
 
 
+def relative(path):
+    return str(path.relative_to(ROOT))
+
+
 def test_there_are_settings():
     assert len(SETTINGS) == 12
+
+
+def test_there_are_documents():
+    assert {"README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= set(map(relative, DOCUMENTS))
+    assert {"docs/operating.md", "docs/design.md", "docs/performance.md"} <= set(map(relative, DOCUMENTS))
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 220
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -29,9 +46,20 @@ def test_app_json_has_no_other_settings():
     assert set(json.loads((ROOT / "app.json").read_text())["env"]) <= set(SETTINGS)
 
 
-@pytest.mark.parametrize("target", re.findall(r"`make ([a-z]+)", README))
-def test_every_make_command_of_the_readme_exists(target):
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_every_make_command_exists(path):
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"run", "test"} <= targets
+    named = re.findall(r"`make ([a-z-]+)|^\$? ?make ([a-z-]+)", path.read_text(), re.MULTILINE)
+    assert {one or other for one, other in named} <= targets
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_every_command_of_the_relay_exists(path):
+    from ops.__main__ import main
+
+    assert set(re.findall(r"python -m ops ([a-z]+)", path.read_text())) <= set(main.commands)
+    assert "flask --app app check" not in path.read_text()
 
 
 def test_the_example_of_the_readme_is_the_one_that_is_tested():
@@ -39,16 +67,32 @@ def test_the_example_of_the_readme_is_the_one_that_is_tested():
     assert example["event_id"] in README
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
-def test_every_link_of_the_readme_leads_somewhere(path):
-    assert (ROOT / path).exists()
+def anchors(path):
+    """Return the anchors that GitHub gives the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
-def test_every_test_that_the_security_page_names_exists():
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative)
+def test_every_link_leads_somewhere(path):
+    broken = []
+    for target in re.findall(r"\]\((?!http|mailto:)([^)\s]+)\)", path.read_text()):
+        file, _, anchor = target.partition("#")
+        there = (path.parent / file) if file else path
+        if not there.exists() or (anchor and there.suffix == ".md" and anchor not in anchors(there)):
+            broken.append(target)
+    assert broken == []
+
+
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], ids=relative)
+def test_every_test_that_a_document_names_exists(path):
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
-    named = re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text())
-    assert len(named) > 20
+    named = re.findall(r"`(test_\w+)`", path.read_text())
     assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+def test_every_promise_of_the_security_page_names_a_test():
+    assert len(re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text())) > 20
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])

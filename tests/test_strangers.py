@@ -5,7 +5,6 @@ import http.client
 import json
 import random
 import socket
-import time
 
 import pytest
 from conftest import make_event, sign
@@ -34,13 +33,16 @@ def ask(relay, request, half_close=True):
             return None
 
 
-def check(answer, request):
-    if answer is None:
-        return
-    status, body = answer
-    assert status in DOCUMENTED, request[:200]
-    if body:
-        assert set(json.loads(body)) & {"status"}, request[:200]
+def check_all(relay, requests):
+    """Send each request; only documented answers may come back, and most get one."""
+    answered = 0
+    for request in requests:
+        if answer := ask(relay, request):
+            answered += 1
+            status, body = answer
+            assert status in DOCUMENTED, request[:200]
+            assert not body or set(json.loads(body)) & {"status"}, request[:200]
+    assert answered > len(requests) / 2
 
 
 def junk(rng, length):
@@ -48,9 +50,7 @@ def junk(rng, length):
 
 
 def test_bytes_that_are_not_http(relay, rng):
-    for _ in range(150):
-        request = junk(rng, 300) + rng.choice([b"", b"\r\n\r\n"])
-        check(ask(relay, request), request)
+    check_all(relay, [junk(rng, 300) + rng.choice([b"", b"\r\n\r\n"]) for _ in range(150)])
     assert relay.post(make_event()).status_code == 200
 
 
@@ -68,10 +68,11 @@ def test_methods_targets_and_versions(relay, rng):
         b"",
     ]
     versions = [b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9", b"", b"SSH-2.0"]
+    requests = []
     for _ in range(150):
         request = b" ".join([rng.choice(methods), rng.choice(targets), rng.choice(versions)])
-        request += b"\r\nHost: x\r\n\r\n" + rng.choice([b"", b"SM\r\n\r\n", junk(rng, 50)])
-        check(ask(relay, request), request)
+        requests.append(request + b"\r\nHost: x\r\n\r\n" + rng.choice([b"", b"SM\r\n\r\n", junk(rng, 50)]))
+    check_all(relay, requests)
     assert relay.post(make_event()).status_code == 200
 
 
@@ -94,12 +95,12 @@ def test_headers(relay, rng):
         b"X-CIO-Timestamp", b"X-CIO-Signature", b"Content-Type", b"Cookie",
         b"Content-Encoding", b"Range", b"bad name", b":", b"HTTP2-Settings",
     ]  # fmt: skip
+    requests = []
     for _ in range(250):
         lines = [rng.choice(names) + b": " + rng.choice([*values, junk(rng, 30)]) for _ in range(rng.randrange(1, 5))]
-        request = b"POST /webhook HTTP/1.1\r\n" + b"\r\n".join(lines) + b"\r\n\r\n" + junk(rng, 60)
-        check(ask(relay, request), request)
-    many = b"POST /webhook HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(500)) + b"\r\n"
-    check(ask(relay, many), many)
+        requests.append(b"POST /webhook HTTP/1.1\r\n" + b"\r\n".join(lines) + b"\r\n\r\n" + junk(rng, 60))
+    requests.append(b"POST /webhook HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(500)) + b"\r\n")
+    check_all(relay, requests)
     assert relay.post(make_event()).status_code == 200
 
 
@@ -151,7 +152,5 @@ def test_hundreds_of_slow_clients_stop_nobody(relay):
             for client in slow:
                 with contextlib.suppress(OSError):
                     client.sendall(b"x")
-            started = time.monotonic()
             answers = relay.post_all([make_event(f"{turn}-{number}") for number in range(20)])
-            assert {answer.status_code for answer in answers} == {200}, time.monotonic() - started
-            time.sleep(1)
+            assert {answer.status_code for answer in answers} == {200}

@@ -1,4 +1,4 @@
-"""translate.py: what changes in the event, and what then changes in the call."""
+"""translate.py: what changes in the event, and what then changes in the call, and in the message made of it."""
 
 import json
 from datetime import UTC, datetime
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from delivery import shaper
-from translate import MAX_EVENT_BYTES, NotAnObject, Undeliverable, namespace, parse, scrub, translate
+from segment_client import MAX_EVENT_BYTES, SegmentClient, scrub
+from translate import NotAnObject, Undeliverable, namespace, parse, translate
 
 EVENTS = Path(__file__).parent / "events"
 CATALOGUE = json.loads((EVENTS / "catalogue.json").read_text())
@@ -23,7 +23,7 @@ def call(event, **settings):
 
 
 def message(event, **settings):
-    return shaper("k" * 32)(call(event, **settings))[0]
+    return json.loads(SegmentClient("k" * 32, "https://unused.example").to_message(call(event, **settings)).json)
 
 
 def about(**data):

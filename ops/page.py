@@ -8,34 +8,41 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from flask import Flask, Response, abort, redirect, render_template, request
+from flask import Blueprint, Response, abort, current_app, redirect, render_template, request
 
-import metrics
-import samples
 import signature
 from config import SEGMENT_HOST, Config
+from delivery import Message
+from ops import samples
+from ops.metrics import Metrics
 
 EU_HOST = "https://events.eu1.segmentapis.com"
 
-# In a dry run only, which is on the machine of who tries it: the last webhooks and their calls.
-_seen: deque[tuple[str, str, str]] = deque(maxlen=20)
+# In a dry run only, which is on the machine of whoever tries it: the last webhooks and their calls.
+_shown: deque[tuple[str, str, str]] = deque(maxlen=20)
 
 
-def seen(event: Any, became: dict[str, Any] | str) -> None:
-    """Remember a webhook for the page of a dry run, with its track call or the reason why it has none."""
-    title, call = (became, "") if isinstance(became, str) else (str(became["event"]), _pretty(became))
-    _seen.appendleft((title, _pretty(event), call))
+def show(event: Any, became: Message | str) -> None:
+    """Show a webhook of a dry run, with its track call or the reason why it is a dead letter."""
+    if isinstance(became, str):
+        _shown.appendleft((f"a dead letter: {became}", pretty(event), ""))
+        return
+    call = json.loads(became.json)
+    print(f"track call:\n{pretty(call)}", flush=True)
+    _shown.appendleft((call["event"], pretty(event), pretty(call)))
 
 
-def _pretty(value: Any) -> str:
+def pretty(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def register(app: Flask, config: Config) -> None:
-    @app.get("/", provide_automatic_options=False)
+def blueprint(config: Config, metrics: Metrics, started: float) -> Blueprint:
+    """Return the routes of the page. `started` is in unix seconds."""
+    pages = Blueprint("page", __name__, template_folder="templates")
+
+    @pages.get("/", provide_automatic_options=False)
     def page() -> Response:
         nonce = secrets.token_urlsafe(16)
-        summary = metrics.summary()
         html = render_template(
             "page.html",
             nonce=nonce,
@@ -43,12 +50,14 @@ def register(app: Flask, config: Config) -> None:
             signed=bool(config.signing_keys),
             destination=_destination(config),
             dry_run=config.dry_run,
-            started=metrics.STARTED,
+            started=started,
             now=time.time(),
             chart=_chart(metrics.per_minute()),
             warnings=config.warnings,
-            seen=list(_seen) if config.dry_run else [],
-            **summary,
+            shown=list(_shown) if config.dry_run else [],
+            outcomes=metrics.outcomes(),
+            last_delivered=metrics.last_delivered(),
+            failures=metrics.failures(),
         )
         response = Response(html)
         response.headers["Content-Security-Policy"] = (
@@ -60,32 +69,36 @@ def register(app: Flask, config: Config) -> None:
         response.headers["Cache-Control"] = "no-store"
         return response
 
-    @app.post("/sample", provide_automatic_options=False)
+    @pages.post("/sample", provide_automatic_options=False)
     def send_sample() -> Any:
         if not config.dry_run:
             abort(404)
         body = json.dumps(samples.sample("email_delivered", str(uuid4()), int(time.time()))).encode()
         headers = signature.sign(body, str(int(time.time())), config.signing_keys[0]) if config.signing_keys else {}
         # Through the real route, as if it came from outside.
-        app.test_client().post("/webhook", data=body, headers=headers)
+        current_app.test_client().post("/webhook", data=body, headers=headers)
         return redirect("/", 303)
 
-    @app.get("/metrics", provide_automatic_options=False)
+    @pages.get("/metrics", provide_automatic_options=False)
     def prometheus() -> Response:
         return Response(metrics.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.template_filter()
-    def ago(seconds: float) -> str:
-        """Say how long ago something was, in words."""
-        for size, name in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
-            if seconds >= size:
-                number = int(seconds // size)
-                return f"{number} {name}{'s' if number > 1 else ''} ago"
-        return "just now" if seconds < 5 else f"{int(seconds)} seconds ago"
+    pages.add_app_template_filter(ago)
+    pages.add_app_template_filter(instant)
+    return pages
 
-    @app.template_filter()
-    def instant(seconds: float) -> str:
-        return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+
+def ago(seconds: float) -> str:
+    """Say how long ago something was, in words."""
+    for size, name in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
+        if seconds >= size:
+            number = int(seconds // size)
+            return f"{number} {name}{'s' if number > 1 else ''} ago"
+    return "just now" if seconds < 5 else f"{int(seconds)} seconds ago"
+
+
+def instant(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
 
 
 def _address() -> str:

@@ -1,0 +1,243 @@
+"""Everything that knows Segment: what it accepts, one upload, and what each of its answers means.
+
+segment-analytics-python makes every message (`Client.track`). The upload itself is a plain
+`requests.Session`: the client's own `post` has one session for the whole process, which follows
+redirects and lets a .netrc replace the write key. tests/test_segment_client.py holds that both
+send the same bytes.
+"""
+
+import json
+import math
+import os
+import re
+from base64 import b64encode
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+
+import gevent
+import requests
+from segment.analytics.client import Client
+from segment.analytics.request import parse_retry_after
+from segment.analytics.version import VERSION
+
+from delivery import Message, RateLimited, Rejected, RetryLater, TransientError
+from translate import Undeliverable
+
+# Segment rejects an event above 32 KB. Its clients disagree whether that is 32,768 or 32,000
+# bytes, so the smaller one holds.
+MAX_EVENT_BYTES = 32_000
+
+# An event that is too large loses these first: message bodies, and all attributes of a person.
+BULK = ("content", "headers", "variables")
+
+# ... and never these, which say what the event is about: message, person and campaign.
+IDENTIFYING = frozenset(
+    (
+        "action_id broadcast_id campaign_id campaign_name content_id customer_id delivery_id email_address "
+        "email_id identifiers inbound_event_id journey_id link_id message_id message_name newsletter_id "
+        "parent_action_id recipient template_id transactional_message_id trigger_event_id trigger_id"
+    ).split()
+)
+CONTEXT_KEPT = ("event_id", "integration", "traits")
+
+# Cap the list of what was left out: its names come from outside.
+MAX_OMITTED_NAMES = 40
+MAX_OMITTED_NAME = 60  # characters
+
+# "Re-resolve at least every 24 hours" (Segment, HTTP Tracking API): its addresses change.
+RECONNECT_AFTER = 3_600  # seconds
+
+CONNECT_SECONDS = 1.0  # for each of Segment's addresses, so that the next one is tried within the deadline
+
+TOO_LARGE = f"it cannot be made to fit into {MAX_EVENT_BYTES:,} bytes"
+
+NOT_STRICT = re.compile(r"NaN|Infinity|\\ud[89a-f]")
+
+
+class SegmentClient:
+    """One Segment source: makes its messages, and uploads them."""
+
+    def __init__(self, write_key: str, host: str):
+        self._write_key = write_key
+        self._url = f"{host}/v1/batch"
+        self._client = Client(write_key or "dry-run", send=False)
+        self._headers = {
+            "Content-Type": "application/json",
+            "User-Agent": f"analytics-python/{VERSION}",
+            "Authorization": "Basic " + b64encode(f"{write_key}:".encode()).decode(),
+        }
+        self._idle: list[tuple[requests.Session, float]] = []  # each with the time it was opened
+        # Read once: a session that trusts the environment searches it at each upload.
+        self._proxies = requests.utils.get_environ_proxies(host)
+        self._ca_bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+
+    def to_message(self, call: dict[str, Any]) -> Message:
+        """Return the message for these keyword arguments of `Client.track`.
+
+        It is strict JSON of at most MAX_EVENT_BYTES: what is too large goes without its bulk,
+        and says so in `context.omitted_properties`. Raise Undeliverable for an event that is too
+        large even so, or nested too deeply.
+        """
+        try:
+            text = self._track(call)
+            if NOT_STRICT.search(text):
+                call = scrub(call)
+                text = self._track(call)
+            if len(text) > MAX_EVENT_BYTES:
+                text = self._track(shrink(call, len(text) - MAX_EVENT_BYTES))
+        except RecursionError:
+            raise Undeliverable("it is nested too deeply") from None
+        if len(text) > MAX_EVENT_BYTES:
+            raise Undeliverable(TOO_LARGE)
+        return Message(call["message_id"], text)
+
+    def _track(self, call: dict[str, Any]) -> str:
+        """Return the message that the client makes of `call`, as JSON; about as long a text if it makes none."""
+        # The client writes context.library into the dict it is given.
+        call = call | {"context": dict(call["context"])}
+        try:
+            _, message = self._client.track(**call)
+        except RecursionError:  # is a RuntimeError
+            raise
+        except RuntimeError:  # above 32,768 bytes; its text quotes the event
+            return json.dumps(call, default=str) + " " * 200  # a message is some 150 bytes longer
+        return json.dumps(message)
+
+    def upload(self, messages: list[Message], seconds: float) -> None:
+        """Return if Segment answers within `seconds` that it has all `messages`.
+
+        Raise Rejected if it never takes them as they are, RateLimited if it wants no calls for
+        a while, TransientError if another attempt may help, and RetryLater for everything else.
+        """
+        session, opened = self._take_session()
+        try:
+            self._post(session, messages, max(seconds, 0.001))
+        except BaseException:
+            # Only after a success is it certain that no other answer follows on the connection.
+            session.close()
+            raise
+        self._idle.append((session, opened))
+
+    def _take_session(self) -> tuple[requests.Session, float]:
+        """Return a session that nobody else uses, so that no two uploads share a connection."""
+        while self._idle:
+            session, opened = self._idle.pop()
+            if monotonic() - opened < RECONNECT_AFTER:
+                return session, opened
+            session.close()
+        session = requests.Session()
+        session.trust_env = False
+        session.proxies = self._proxies
+        session.verify = self._ca_bundle
+        return session, monotonic()
+
+    def _post(self, session: requests.Session, messages: list[Message], seconds: float) -> None:
+        sent_at = json.dumps(datetime.now(UTC).isoformat())
+        batch = ", ".join(message.json for message in messages)
+        response = None
+        try:
+            # A socket's timeout starts anew with each byte; this one ends an answer that drips.
+            with gevent.Timeout(seconds, False):
+                response = session.post(
+                    self._url,
+                    f'{{"batch": [{batch}], "sentAt": {sent_at}, "writeKey": {json.dumps(self._write_key)}}}',
+                    headers=self._headers,
+                    timeout=(min(CONNECT_SECONDS, seconds), seconds),
+                    allow_redirects=False,  # requests would make a GET of it, whose 200 means nothing
+                )
+        except requests.ReadTimeout:
+            pass
+        except requests.RequestException:
+            self._reconnect()
+            raise TransientError("the connection to Segment failed", "connection") from None
+        if response is None:
+            raise RetryLater("Segment did not answer in time", "timeout")
+        check(response)
+
+    def _reconnect(self) -> None:
+        """Close idle connections: they may be as dead as the one that failed."""
+        while self._idle:
+            self._idle.pop()[0].close()
+
+
+def check(response: requests.Response) -> None:
+    """Return if Segment says that it has the upload; raise what its answer means if not."""
+    status = response.status_code
+    if status in (400, 413):
+        raise Rejected(f"Segment refuses it ({status})")
+    if status == 429:
+        raise RateLimited(parse_retry_after(response) or 1)
+    if status in (401, 403):
+        raise RetryLater(f"Segment refuses the write key ({status}): check SEGMENT_WRITE_KEY", "write_key")
+    if status >= 500 or status == 408:
+        raise TransientError(f"Segment answered {status}", f"segment_{status}")
+    if response.is_redirect:
+        raise RetryLater("Segment's address redirects elsewhere: check SEGMENT_HOST", "redirect")
+    if not 200 <= status < 300:
+        raise RetryLater(f"Segment answered {status}", f"segment_{status}")
+    if not response.content:  # http.client takes a head that is cut off for a whole one
+        raise TransientError("the connection to Segment failed", "connection")
+    try:
+        answer = json.loads(response.content)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):  # a captive portal or a proxy answers 200 to anything
+        raise RetryLater("what answered is not Segment: check SEGMENT_HOST and proxies", "not_segment")
+    if answer.get("success") is not True:
+        raise TransientError("Segment answered that it failed", "not_success")
+
+
+def scrub(value: Any) -> Any:
+    """Return `value` as strict JSON can hold it: NaN and infinities null, lone surrogates replaced.
+
+    Raises RecursionError on what nests too deeply.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {scrub(key): scrub(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [scrub(item) for item in value]
+    return value
+
+
+def shrink(call: dict[str, Any], excess: int) -> dict[str, Any]:
+    """Return `call` without its largest parts, at least `excess` bytes (as JSON) shorter.
+
+    Bulk goes first, then the largest; what says which message, person and campaign it was
+    stays, and `context.omitted_properties` names what went (parts of the context as
+    "context.name"). Raises Undeliverable when nothing is left to leave out.
+    """
+    properties, context = dict(call["properties"]), dict(call["context"])
+    parts = []
+    for owner, label in ((properties, ""), (context, "context.")):
+        for name, value in owner.items():
+            size = len(json.dumps({name: value}))
+            bulk = owner is properties and name in BULK
+            essential = name in IDENTIFYING or (owner is context and name in CONTEXT_KEPT)
+            # Nothing that identifies is this long, whatever it is called.
+            if not essential or size > 1_000:
+                parts.append((essential, not bulk, -size, label + name, owner, name))
+    parts.sort(key=lambda part: part[:3])
+
+    omitted = 0
+    named: list[str] = []
+    excess += len('"omitted_properties": [], "and 1000000 more", ')
+    for *_, negative_size, label, owner, name in parts:
+        if excess <= 0:
+            break
+        del owner[name]
+        omitted += 1
+        excess += negative_size
+        if len(named) < MAX_OMITTED_NAMES:
+            named.append(label[:MAX_OMITTED_NAME])
+            excess += len(json.dumps(named[-1])) + len(", ")
+    if excess > 0:
+        raise Undeliverable(TOO_LARGE)
+    if omitted > len(named):
+        named.append(f"and {omitted - len(named)} more")
+    context["omitted_properties"] = named
+    return call | {"properties": properties, "context": context}

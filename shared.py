@@ -1,0 +1,61 @@
+"""What all workers share: memory that is mapped before they are forked, and gone when they are."""
+
+import mmap
+from collections.abc import Sequence
+from functools import cache
+from time import monotonic, time
+
+ROWS = 256  # twice the most workers there may be, since a reload runs old and new ones together
+COLUMNS = 2048  # numbers a worker
+
+MAX_PAUSE = 5  # seconds, whatever Segment's Retry-After says
+
+
+class Counts:
+    """A table of numbers, with a row for each worker, which alone writes to it.
+
+    So counting needs no lock, and loses nothing. The row of a worker that is gone goes to the
+    next one, which counts on from there.
+    """
+
+    def __init__(self) -> None:
+        self._cells = memoryview(mmap.mmap(-1, 8 * ROWS * COLUMNS)).cast("d")
+        self._rows_used = memoryview(mmap.mmap(-1, 8)).cast("q")
+        self.use_row(0)
+
+    def use_row(self, row: int) -> None:
+        """Have this process write to `row`."""
+        self.row = self._cells[row * COLUMNS : (row + 1) * COLUMNS]
+        self._rows_used[0] = max(self._rows_used[0], row + 1)
+
+    def column(self, column: int) -> Sequence[float]:
+        """Return this number of each worker."""
+        return self._cells[column : self._rows_used[0] * COLUMNS : COLUMNS].tolist()
+
+
+class Pause:
+    """For how long no worker may call Segment, after a 429."""
+
+    def __init__(self) -> None:
+        self._until = memoryview(mmap.mmap(-1, 8)).cast("d")  # on the monotonic clock, which is the machine's
+
+    def remaining(self) -> float:
+        """Return the seconds left; 0 or less when Segment may be called."""
+        return float(self._until[0]) - monotonic()
+
+    def extend(self, seconds: float) -> None:
+        """Have no worker call Segment for `seconds`, MAX_PAUSE at most; never shorten a pause."""
+        self._until[0] = max(monotonic() + min(seconds, MAX_PAUSE), self._until[0])
+
+
+class Shared:
+    def __init__(self) -> None:
+        self.started = time()  # unix seconds
+        self.counts = Counts()
+        self.pause = Pause()
+
+
+@cache
+def of_service() -> Shared:
+    """Return what this process shares with its relatives. gunicorn.conf.py calls it before it forks."""
+    return Shared()
