@@ -1,9 +1,9 @@
-"""The relay beside bare Flask and beside what else one would write, measured in turns (`make bench`).
+"""Measure the relay beside bare Flask, Node-RED and what else one would write (`make bench`).
 
-Each competitor runs under gunicorn with this repository's gunicorn.conf.py, two workers; wrk (Debian's
-package of that name) keeps connections open and sends signed webhooks as fast as they are answered;
-Segment is a process that answers after 50 ms. Three rounds, medians. Writes bench/RESULTS.md and
-bench/latency.svg.
+Needs wrk (`apt-get install wrk`). Node-RED takes part if `node-red` is on the PATH, or NODE_RED names
+its red.js; OTHER names another checkout of the relay to measure beside this one, and APP its
+application. SECONDS is for each measurement, ROUNDS how often they are all repeated. Writes
+docs/performance.md and docs/latency.svg.
 """
 
 import contextlib
@@ -12,15 +12,14 @@ import math
 import os
 import platform
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
+import traceback
 import urllib.request
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,331 +27,337 @@ from typing import Any
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(ROOT / "proof"))
-from fake_customerio import sign  # noqa: E402 - found only now
+from fake_customerio import sign  # noqa: E402 - needs the path
+from harness import APP, KEYS, SIGNING_KEY, Relay, answers, free_port, until  # noqa: E402
 
-SECONDS = int(os.environ.get("SECONDS") or 4)
+SECONDS = int(os.environ.get("SECONDS") or 3)
 ROUNDS = int(os.environ.get("ROUNDS") or 3)
 LATENCY = 50  # ms, of Segment
-SIGNING_KEY = "a-signing-key-of-the-bench"
-WORKERS = 2
+LOADS = [1, 16, 64, 128, 256, 400, 512, 1024, 2048]  # connections
 COMPARED_AT = 400  # connections
-RELAY_AT = [1, 16, 64, 128, 256, 400, 512, 1024, 2048]
-COMPETITORS = {
-    "bare": ["bare:app"],
-    "relay": ["app:app"],
-    "one call each": ["one_call_each:app"],
-    "fire and forget": ["fire_and_forget:app"],
+OFFERED = 1000  # webhooks a second
+EVENTS = 15_000 * SECONDS  # more than any machine has taken so far; beyond that wrk starts over
+
+Row = dict[str, float]
+
+# Columns of the tables: title -> key of a Row, decimal places.
+CLOSED = {
+    "acknowledged/s": ("rate", 0),
+    "p50, ms": ("p50", 0),
+    "p99, ms": ("p99", 0),
+    "CPU µs an event": ("cpu", 0),
+    "events an upload": ("per upload", 1),
+    "refused": ("refused", 0),
 }
-# What a flow that waits for Segment, wired by hand in Node-RED, takes at 512 connections, as a
-# part of what bare Flask does there under two threaded workers: 2,840 of 3,500 a second.
-BEAT_AT, BEAT = 512, 2840 / 3500
-THREADED = ["bare:app", "--worker-class", "gthread", "--threads", "32"]
+OPEN = {"p50, ms": ("p50", 1), "p99, ms": ("p99", 1), "cores": ("cores", 2), "refused": ("refused", 0)}
+COLOURS = {"relay": "#0b6e4f", "bare Flask": "#b3541e"}
+
+# name -> options of Relay
+COMPETITORS: dict[str, dict[str, Any]] = {
+    "relay": {"command": [APP]},
+    "bare Flask": {"command": ["others:bare()"]},
+    "one call each": {"command": ["others:with_client(sync_mode=True)"]},
+    "fire and forget": {"command": ["others:with_client(max_queue_size=1_000_000)"]},
+}
+NODE_RED = ["node", os.environ["NODE_RED"]] if os.environ.get("NODE_RED") else [shutil.which("node-red") or ""]
+if NODE_RED[-1]:
+    flow = ["--settings", str(HERE / "node-red-settings.js"), str(HERE / "node-red-flow.json")]
+    COMPETITORS["Node-RED"] = {"program": NODE_RED, "command": flow}
+if other := os.environ.get("OTHER"):
+    COMPETITORS["other"] = {"command": [os.environ.get("APP") or APP], "folder": Path(other)}
+# These run side by side and are measured in turns at every load.
+BY_LOAD = [name for name in COMPETITORS if name not in ("one call each", "fire and forget")]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+class Server:
+    """A competitor with a Segment of its own."""
+
+    def __init__(self, relay: Relay, segment_url: str) -> None:
+        self.relay, self.segment_url = relay, segment_url
+
+    def counted(self) -> dict[str, int]:
+        """Return how many uploads, messages and different events reached Segment since the last call."""
+        with urllib.request.urlopen(self.segment_url, timeout=5) as answer:
+            counts: dict[str, int] = json.loads(answer.read())
+        return counts
+
+    def start_wrk(self, connections: int, events: Path, seconds: int = SECONDS) -> "subprocess.Popen[str]":
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}", "--timeout", "5", "-s", str(HERE / "webhooks.lua")]
+        return subprocess.Popen([*command, self.relay.url, "--", str(events)], stdout=subprocess.PIPE, text=True)
+
+    def load(self, connections: int, events: Path) -> Row:
+        """Keep `connections` busy for SECONDS: each sends its next webhook when the last one is answered."""
+        self.counted()
+        cpu = self.relay.cpu()
+        acknowledged, seconds, row = result(self.start_wrk(connections, events))
+        cpu = self.relay.cpu() - cpu
+        time.sleep(0.3 + row["p99"] / 1000)  # for what was in flight at the end
+        counts = self.counted()
+        # On average each connection was halfway through a request when the time was over.
+        row["rate"] = (acknowledged + connections / 2) / seconds if acknowledged else 0
+        row["cpu"] = cpu / max(1, acknowledged) * 1e6
+        row["per upload"] = counts["messages"] / max(1, counts["uploads"])
+        row["missing"] = self.missing(acknowledged, counts["events"])
+        return row
+
+    def offer(self, events: Path) -> Row:
+        """Send OFFERED webhooks a second, whether or not they are answered."""
+        cpu = self.relay.cpu()
+        arguments = [str(self.relay.port), str(events), str(OFFERED), str(SECONDS)]
+        row: Row = json.loads(
+            subprocess.run([sys.executable, HERE / "offered.py", *arguments], stdout=subprocess.PIPE, check=True).stdout
+        )
+        return row | {"cores": (self.relay.cpu() - cpu) / SECONDS}
+
+    def kill_under_load(self, events: Path) -> Row:
+        """Kill all of it with SIGKILL under load; return the memory it had, and the events acknowledged but lost."""
+        self.counted()
+        wrk = self.start_wrk(COMPARED_AT, events, 2)
+        time.sleep(1.5)
+        memory = self.relay.memory()
+        self.relay.kill()
+        acknowledged, _, _ = result(wrk)
+        return {"memory": memory, "lost": self.missing(acknowledged, self.counted()["events"])}
+
+    def missing(self, acknowledged: int, kept: int) -> int:
+        """Return how many acknowledged events Segment doesn't have. After EVENTS, wrk sends the same ones again."""
+        return max(0, min(acknowledged, EVENTS) - kept)
 
 
-def fetch(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        return bytes(answer.read())
+def result(wrk: "subprocess.Popen[str]") -> tuple[int, float, Row]:
+    """Wait for wrk; return the number of acknowledged webhooks, the seconds it took, and what else it measured."""
+    printed, _ = wrk.communicate()
+    numbers = printed.split("RESULT ")[1].split("\n")[0].split()
+    requests, microseconds, refused, broken, p50, p99 = map(int, numbers)
+    row: Row = {"p50": p50 / 1000, "p99": p99 / 1000, "refused": refused + broken}
+    return requests - refused, microseconds / 1e6, row
 
 
-def until_up(url: str) -> None:
-    for _ in range(200):
-        with contextlib.suppress(urllib.error.HTTPError, OSError):
-            fetch(url)
-            return
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", int(url.split(":")[2].split("/")[0]))),
-        ):
-            return
-        time.sleep(0.05)
-    raise SystemExit(f"{url} does not come up")
+@contextlib.contextmanager
+def serving(name: str, folder: Path) -> Iterator[Server]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    env = {"SEGMENT_HOST": url, "WEB_CONCURRENCY": "2", "LOG_LEVEL": "critical", "PYTHONPATH": str(HERE)}
+    env["NODE_RED_FOLDER"] = str(folder)
+    with subprocess.Popen([sys.executable, HERE / "counting_segment.py", str(port), str(LATENCY)]) as segment:
+        try:
+            until(lambda: answers(url))
+            with Relay(KEYS | env, **COMPETITORS[name]) as relay:
+                server = Server(relay, url)
+                server.start_wrk(COMPARED_AT, folder / "events", 2).communicate()  # to warm up
+                time.sleep(1)
+                yield server
+        finally:
+            segment.terminate()
 
 
-def write_events(path: Path, number: int, run: str) -> None:
-    """Write signed webhooks, no two of the same id, a line each."""
+def write_events(path: Path) -> None:
+    """Write signed webhooks, each with an id of its own, one a line."""
     legacy = json.loads((ROOT / "tests/events/legacy.json").read_text())
     with path.open("w") as lines:
-        for position in range(number):
-            body = json.dumps(legacy | {"event_id": f"{run}-{position}"})
+        for position in range(EVENTS):
+            body = json.dumps(legacy | {"event_id": f"event-{position}"})
             headers = sign(body.encode(), SIGNING_KEY)
             lines.write(f"{headers['X-CIO-Timestamp']} {headers['X-CIO-Signature']} {body}\n")
 
 
-class Server:
-    """A competitor under gunicorn, with a Segment of its own."""
+class Results:
+    """The rows of all rounds, by competitor and by what was measured: a load, "alone", "killed" or "offered"."""
 
-    def __init__(self, command: list[str]) -> None:
-        self.port, segment_port = free_port(), free_port()
-        self.segment_url = f"http://127.0.0.1:{segment_port}"
-        self.segment = subprocess.Popen([sys.executable, HERE / "counting_segment.py", str(segment_port), str(LATENCY)])
-        env = {
-            "PATH": os.environ["PATH"],
-            "PORT": str(self.port),
-            "SEGMENT_WRITE_KEY": "0123456789abcdefghijklmnopqrstuv",
-            "CUSTOMERIO_SIGNING_KEY": SIGNING_KEY,
-            "SEGMENT_HOST": self.segment_url,
-            "WEB_CONCURRENCY": str(WORKERS),
-            "LOG_LEVEL": "critical",
-        }
-        gunicorn = Path(sys.executable).parent / "gunicorn"
-        self.process = subprocess.Popen([gunicorn, "--pythonpath", HERE, *command], cwd=ROOT, env=env)
-        try:
-            until_up(self.segment_url)
-            until_up(f"http://127.0.0.1:{self.port}/health")
-        except BaseException:
-            self.stop()  # nobody else could
-            raise
-        time.sleep(0.7)  # the other worker
+    def __init__(self) -> None:
+        self.rows: dict[tuple[str, int | str], list[Row]] = defaultdict(list)
 
-    def pids(self) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-        return [self.process.pid, *map(int, children.split())]
+    def measure(self) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            events = folder / "events"
+            write_events(events)
+            for turn in range(ROUNDS):
+                print(f"Round {turn + 1} of {ROUNDS}", flush=True)
+                for name in COMPETITORS:
+                    with serving(name, folder) as server:
+                        self.rows[name, "alone"].append(server.load(COMPARED_AT, events))
+                        self.rows[name, "killed"].append(server.kill_under_load(events))
+                with contextlib.ExitStack() as stack:
+                    servers = {name: stack.enter_context(serving(name, folder)) for name in BY_LOAD}
+                    for connections in LOADS:
+                        for name, server in servers.items():
+                            self.rows[name, connections].append(server.load(connections, events))
+                    for name, server in servers.items():
+                        self.rows[name, "offered"].append(server.offer(events))
 
-    def cpu(self) -> float:
-        """Return the seconds of processor that gunicorn and its workers have used."""
-        ticks = 0
-        for pid in self.pids():
-            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+    def get(self, name: str, what: int | str, key: str) -> float:
+        """Return the median over the rounds, or NaN if it was never measured."""
+        return statistics.median([row[key] for row in self.rows[name, what]] or [math.nan])
 
-    def memory(self) -> float:
-        """Return the proportional set size of the whole service, in MB."""
-        rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in self.pids()]
-        return sum(int(text.split("Pss:")[1].split()[0]) for text in rollups) / 1024
+    def ratio(self, connections: int, name: str, at: int) -> float:
+        """Return the relay's rate at `connections` relative to another's `at` so many, the median over the rounds."""
+        rounds = zip(self.rows["relay", connections], self.rows[name, at], strict=False)
+        return statistics.median([ours["rate"] / (theirs["rate"] or math.nan) for ours, theirs in rounds] or [math.nan])
 
-    def counted(self) -> dict[str, int]:
-        counts: dict[str, int] = json.loads(fetch(self.segment_url))
-        return counts
-
-    def kill(self) -> None:
-        for pid in reversed(self.pids()):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.process.wait()
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.kill()
-        self.segment.terminate()
-        self.segment.wait()
+    def missing(self) -> float:
+        return sum(row.get("missing", 0) for (name, _), rows in self.rows.items() if name == "relay" for row in rows)
 
 
-@contextlib.contextmanager
-def serving(command: list[str]) -> Iterator[Server]:
-    server = Server(command)
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-def load(server: Server, connections: int, events: Path) -> dict[str, float]:
-    """Send webhooks over so many connections; return what was measured."""
-    cpu, before = server.cpu(), server.counted()
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{SECONDS}", "--timeout", "5", "-s", str(HERE / "webhooks.lua")]
-    printed = subprocess.run(
-        [*command, f"http://127.0.0.1:{server.port}", "--", str(events)], capture_output=True, text=True, check=True
-    ).stdout
-    requests, microseconds, refused, broken, p50, p99 = map(int, printed.split("RESULT ")[1].split("\n")[0].split())
-    cpu, after = server.cpu() - cpu, server.counted()
-    uploads = after["uploads"] - before["uploads"]
-    acknowledged = requests - refused
-    return {
-        "rate": acknowledged / (microseconds / 1e6),
-        "p50": p50 / 1000,
-        "p99": p99 / 1000,
-        "cpu": cpu / max(1, acknowledged) * 1e6,
-        "per upload": (after["events"] - before["events"]) / uploads if uploads else 0,
-        "refused": refused + broken,
-        "acknowledged": acknowledged,
-        "kept": after["events"] - before["events"],
-        "memory": server.memory(),
-    }
-
-
-def lost_to_a_kill(name: str, events: Path) -> int:
-    """Return how many acknowledged events never reach Segment when all is killed in the middle."""
-    with serving(COMPETITORS[name]) as server:
-        measured = load(server, 64, events)
-        server.kill()
-        time.sleep(1)
-        lost = int(measured["acknowledged"]) - server.counted()["events"]
-    return max(0, lost)
-
-
-def median(runs: list[dict[str, float]]) -> dict[str, float]:
-    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-
-
-def measure() -> tuple[dict[str, Any], dict[int, Any], dict[int, Any], dict[str, Any], dict[str, int]]:
-    compared: dict[str, list[Any]] = {name: [] for name in COMPETITORS}
-    relay: dict[int, list[Any]] = {connections: [] for connections in RELAY_AT}
-    bare: dict[int, list[Any]] = {connections: [] for connections in RELAY_AT}
-    threaded: list[Any] = []
-    with tempfile.TemporaryDirectory() as folder:
-        events = Path(folder) / "events"
-
-        def warm(server: Server) -> None:
-            write_events(events, 8_000 * SECONDS, "warm")
-            load(server, COMPARED_AT, events)
-
-        for turn in range(ROUNDS):
-            for name, command in COMPETITORS.items():
-                print(f"round {turn + 1}: {name}", flush=True)
-                with serving(command) as server:
-                    warm(server)
-                    write_events(events, 8_000 * SECONDS, f"{turn}{name[0]}")
-                    compared[name].append(load(server, COMPARED_AT, events))
-            print(f"round {turn + 1}: by load", flush=True)
-            for runs, name in ((relay, "relay"), (bare, "bare")):
-                with serving(COMPETITORS[name]) as server:
-                    warm(server)
-                    for connections in RELAY_AT:
-                        write_events(events, 8_000 * SECONDS, f"{turn}{name[0]}{connections}")
-                        runs[connections].append(load(server, connections, events))
-            with serving(THREADED) as server:
-                warm(server)
-                write_events(events, 8_000 * SECONDS, "t")
-                threaded.append(load(server, BEAT_AT, events))
-        write_events(events, 8_000 * SECONDS, "kill")
-        lost = {name: lost_to_a_kill(name, events) for name in COMPETITORS if name != "bare"}
-    at = {name: median(runs) for name, runs in compared.items()}
-    for measured in relay.values():
-        for run in measured:
-            if run["kept"] < run["acknowledged"]:
-                raise SystemExit(f"{run['acknowledged'] - run['kept']} webhooks got a 200, and Segment has them not.")
-    return at, {c: median(r) for c, r in relay.items()}, {c: median(r) for c, r in bare.items()}, median(threaded), lost
-
-
-def report(
-    compared: dict[str, Any],
-    relay: dict[int, Any],
-    bare: dict[int, Any],
-    threaded: dict[str, Any],
-    lost: dict[str, int],
-) -> str:
-    ours, ceiling, others = compared["relay"], compared["bare"], compared["one call each"]
-    best = max(row["rate"] for row in relay.values())
+def goals(results: Results) -> list[tuple[str, str, float, float, str]]:
+    """Return what to reach: what, "≥" or "≤", the goal, what was measured, and how both are written."""
+    get = results.get
     most = 64 / (LATENCY / 1000)
-    cpu = next(
-        (line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?"
-    )
-    lines = [
-        f"On {os.cpu_count()} cores ({cpu}), Python {platform.python_version()}, wrk and Segment ({LATENCY} ms) on the same "
-        f"cores; {WORKERS} workers; medians of {ROUNDS} rounds of {SECONDS} s, in turns.",
-        "",
-        "| To reach | Goal | Measured |",
-        "| --- | --- | --- |",
-        f"| 400 connections: acknowledged, of bare Flask's | 0.80 | {ours['rate'] / ceiling['rate']:.2f} |",
-        f"| 64 connections: of what a wait for Segment allows ({most:,.0f}/s) | 0.88 | {relay[64]['rate'] / most:.2f} |",
-        f"| {BEAT_AT} connections: acknowledged, of bare Flask's under two threaded workers | {BEAT:.2f} "
-        f"| {relay[BEAT_AT]['rate'] / threaded['rate']:.2f} |",
-        f"| {BEAT_AT} connections: p99 | 3.5 s | {relay[BEAT_AT]['p99'] / 1000:.2f} s |",
-        f"| {RELAY_AT[-1]:,} connections: acknowledged, of the most at any load | no collapse "
-        f"| {relay[RELAY_AT[-1]]['rate'] / best:.2f} |",
-        f"| 16 connections: p50, in latencies of Segment | 1.2 | {relay[16]['p50'] / LATENCY:.2f} |",
-        f"| 16 connections: p99, in latencies of Segment | 2 | {relay[16]['p99'] / LATENCY:.2f} |",
-        f"| 1 connection: p50 above Segment's | 5 ms | {relay[1]['p50'] - LATENCY:.1f} ms |",
-        f"| CPU an event, of bare Flask's | 1.25 | {ours['cpu'] / ceiling['cpu']:.2f} |",
-        f"| CPU an event, of one call each | 0.33 | {ours['cpu'] / others['cpu']:.2f} |",
-        f"| Memory of the whole service | 120 MB | {ours['memory']:.0f} MB |",
-        "",
-        f"Every webhook that got its 200 was at Segment. {COMPARED_AT} connections, side by side:",
-        "",
-        "| | acknowledged/s | p50 | p99 | CPU µs an event | events an upload | memory MB | refused | "
-        "acknowledged but lost to a SIGKILL |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    if "Node-RED" in COMPETITORS:
+        against = ("512 connections: rate, of Node-RED's", "≥", 1.3, results.ratio(512, "Node-RED", 512), ".2f")
+    else:
+        ratio = results.ratio(512, "bare Flask", 400)
+        against = ("512 connections: rate, of bare Flask's at 400", "≥", 0.342, ratio, ".3f")
+    of_bare = results.ratio(400, "bare Flask", 400)
+    share = get("relay", 64, "rate") / most
+    return [
+        (f"64 connections: rate, of the {most:,.0f}/s that waiting for Segment allows", "≥", 0.88, share, ".2f"),
+        against,
+        ("512 connections: p99, in seconds", "≤", 0.5, get("relay", 512, "p99") / 1000, ".2f"),
+        (
+            f"{OFFERED:,}/s offered: p50, of Segment's latency",
+            "≤",
+            1.12,
+            get("relay", "offered", "p50") / LATENCY,
+            ".2f",
+        ),
+        (
+            f"{OFFERED:,}/s offered: p99, of Segment's latency",
+            "≤",
+            1.4,
+            get("relay", "offered", "p99") / LATENCY,
+            ".2f",
+        ),
+        (f"{OFFERED:,}/s offered: cores in use", "≤", 0.9, get("relay", "offered", "cores"), ".2f"),
+        ("16 connections: p50, of Segment's latency", "≤", 1.08, get("relay", 16, "p50") / LATENCY, ".2f"),
+        ("1 connection: p50 above Segment's latency, in ms", "≤", 3, get("relay", 1, "p50") - LATENCY, ".1f"),
+        ("400 connections: rate, of bare Flask's (0.60 is the aim)", "≥", 0.5, of_bare, ".2f"),
+        ("Memory of the service, in MB", "≤", 110, get("relay", "killed", "memory"), ".0f"),
     ]
-    for name, row in compared.items():
-        gone = "all of them" if name == "bare" else f"{lost[name]:,}"
-        lines.append(
-            f"| {name} | {row['rate']:,.0f} | {row['p50']:.0f} ms | {row['p99']:.0f} ms | {row['cpu']:.0f} "
-            f"| {row['per upload']:.1f} | {row['memory']:.0f} | {row['refused']:.0f} | {gone} |"
+
+
+def table(titles: list[str], rows: list[list[str]]) -> list[str]:
+    """Return a table in Markdown, numbers on the right."""
+    cells = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
+    return [*("| " + " | ".join(row) + " |" for row in cells), ""]
+
+
+def tables(results: Results) -> list[str]:
+    get = results.get
+    reached = []
+    for what, relation, goal, value, form in goals(results):
+        missed = value < goal if relation == "≥" else value > goal
+        reached.append([what, f"{relation} {goal:{form}}", f"{value:{form}}" + (" **missed**" if missed else "")])
+    compared = []
+    for name in COMPETITORS:
+        row = [f"{get(name, 'alone', key):,.{digits}f}" for key, digits in CLOSED.values()]
+        lost = "all" if name == "bare Flask" else f"{get(name, 'killed', 'lost'):,.0f}"
+        compared.append([name, *row, f"{get(name, 'killed', 'memory'):.0f}", lost])
+    loads = [
+        [f"{name}: {title}", *(f"{get(name, load, key):,.{digits}f}" for load in LOADS)]
+        for name in BY_LOAD
+        for title, (key, digits) in (CLOSED if name == "relay" else dict(list(CLOSED.items())[:3])).items()
+    ]
+    offered = [
+        [name, *(f"{get(name, 'offered', key):,.{digits}f}" for key, digits in OPEN.values())] for name in BY_LOAD
+    ]
+    return [
+        *table(["To reach", "Goal", "Measured"], reached),
+        f"{COMPARED_AT} connections, each competitor alone on the machine:",
+        "",
+        *table(["", *CLOSED, "memory, MB", "acknowledged but lost to a SIGKILL"], compared),
+        f"By load, in turns ({', '.join(BY_LOAD)}):",
+        "",
+        *table(["connections", *map(str, LOADS)], loads),
+        f"{OFFERED:,} webhooks a second, on time, whether or not they are answered:",
+        "",
+        *table(["", *OPEN], offered),
+    ]
+
+
+def introduction() -> str:
+    info = Path("/proc/cpuinfo").read_text().splitlines()
+    return (
+        (HERE / "introduction.md")
+        .read_text()
+        .format(
+            machine=f"{os.cpu_count()} cores ({next((line.split(': ')[1] for line in info if 'model name' in line), '?')})",
+            load=os.getloadavg()[0],
+            python=platform.python_version(),
+            rounds=ROUNDS,
+            seconds=SECONDS,
+            latency=LATENCY,
+            offered=OFFERED,
+            correction=64 / 2 / (SECONDS * 64 / (LATENCY / 1000)),
+            without="" if "Node-RED" in COMPETITORS else " It was not installed for this run.",
         )
-    lines += ["", "The relay, by load:", "", "| connections | " + " | ".join(map(str, RELAY_AT)) + " |"]
-    lines.append("| --- |" + " ---: |" * len(RELAY_AT))
-    for title, key, form in (
-        ("acknowledged/s", "rate", "{:,.0f}"),
-        ("p50 ms", "p50", "{:.0f}"),
-        ("p99 ms", "p99", "{:.0f}"),
-        ("events an upload", "per upload", "{:.1f}"),
-        ("refused", "refused", "{:.0f}"),
-    ):
-        lines.append(f"| {title} | " + " | ".join(form.format(relay[c][key]) for c in RELAY_AT) + " |")
-    lines.append("| bare: p99 ms | " + " | ".join(f"{bare[c]['p99']:.0f}" for c in RELAY_AT) + " |")
-    lines.append("| bare: acknowledged/s | " + " | ".join(f"{bare[c]['rate']:,.0f}" for c in RELAY_AT) + " |")
-    return "\n".join(lines)
+    )
 
 
-def picture(relay: dict[int, Any], bare: dict[int, Any]) -> str:
-    """Return an SVG of latency against load."""
-    width, height, left, bottom, top = 720, 360, 60, 310, 40
-    most = max(row["p99"] for row in (*relay.values(), *bare.values()))
+def picture(results: Results) -> str:
+    """Return an SVG of latency against load, on a logarithmic axis."""
+    width, height, left, right, bottom, top = 720, 360, 60, 610, 310, 40
+    curves = [(name, key, colour) for name, colour in COLOURS.items() for key in ("p50", "p99")]
+    decades = math.ceil(math.log10(max(10, *(results.get(name, c, key) for name, key, _ in curves for c in LOADS))))
+    parts = []
 
     def x(index: int) -> float:
-        return left + index * (width - left - 110) / (len(RELAY_AT) - 1)
+        return left + index * (right - left) / (len(LOADS) - 1)
 
     def y(ms: float) -> float:
-        # Logarithmic: from 1 ms to the slowest.
-        span = max(1.0, len(str(int(most))))
-        return bottom - (bottom - top) * max(0.0, math.log10(max(ms, 1))) / span
+        return bottom - (bottom - top) * math.log10(max(ms, 1)) / decades
 
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-20 0 {width + 20} {height}" font-family="system-ui, sans-serif" '
-        'font-size="12" role="img" aria-label="Latency against the number of connections">',
-        f'<rect x="-20" width="{width + 20}" height="{height}" fill="#ffffff"/>',
-        '<text x="60" y="22" font-size="14" fill="#1a1d21">Time to answer, by open connections </text>',
-    ]
-    for ms in (1, 10, 50, 100, 1000, 10_000):
-        if y(ms) >= top - 1:
-            dash = ' stroke-dasharray="4 3"' if ms == LATENCY else ""
-            label = "Segment 50 ms" if ms == LATENCY else f"{ms:,} ms"
-            parts.append(
-                f'<line x1="{left}" x2="{width - 110}" y1="{y(ms):.1f}" y2="{y(ms):.1f}" stroke="#d5d9de"{dash}/>'
-            )
-            anchor = (width - 104, "start") if ms == LATENCY else (left - 6, "end")
-            parts.append(
-                f'<text x="{anchor[0]}" y="{y(ms) + 4:.1f}" text-anchor="{anchor[1]}" fill="#5b636d">{label}</text>'
-            )
-    for index, connections in enumerate(RELAY_AT):
-        parts.append(
-            f'<text x="{x(index):.1f}" y="{bottom + 20}" text-anchor="middle" fill="#5b636d">{connections}</text>'
-        )
-    parts.append(f'<text x="{left}" y="{bottom + 40}" fill="#5b636d">connections</text>')
-    curves = [
-        (relay, "p50", "#0b6e4f", "", "relay p50"),
-        (relay, "p99", "#0b6e4f", "5 4", "relay p99"),
-        (bare, "p50", "#b3541e", "", "bare Flask p50"),
-        (bare, "p99", "#b3541e", "5 4", "bare Flask p99"),
-    ]
-    for number, (rows, key, colour, dash, label) in enumerate(curves):
-        points = " ".join(f"{x(index):.1f},{y(rows[c][key]):.1f}" for index, c in enumerate(RELAY_AT))
-        parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
-        )
-        above = left + 110 + number * 130
-        parts.append(
-            f'<line x1="{above}" x2="{above + 24}" y1="{bottom + 36}" y2="{bottom + 36}" stroke="{colour}" '
-            f'stroke-width="2" stroke-dasharray="{dash}"/>'
-        )
-        parts.append(f'<text x="{above + 30}" y="{bottom + 40}" fill="#1a1d21">{label}</text>')
-    return "\n".join([*parts, "</svg>\n"])
+    def text(x: float, y: float, words: object, anchor: str = "start", colour: str = "#5b636d") -> None:
+        parts.append(f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}">{words}</text>')
+
+    def line(points: list[tuple[float, float]], colour: str, dash: str = "") -> None:
+        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-dasharray="{dash}"/>')
+
+    text(left, 22, "Time to answer, by open connections", colour="#1a1d21")
+    for decade in range(decades + 1):
+        line([(left, y(10**decade)), (right, y(10**decade))], "#d5d9de")
+        text(left - 6, y(10**decade) + 4, f"{10**decade:,} ms", "end")
+    line([(left, y(LATENCY)), (right, y(LATENCY))], "#5b636d", "4 3")
+    text(right + 6, y(LATENCY) + 4, f"Segment {LATENCY} ms")
+    for index, connections in enumerate(LOADS):
+        text(x(index), bottom + 20, connections, "middle")
+    for number, (name, key, colour) in enumerate(curves):
+        dash = "5 4" if key == "p99" else ""
+        line([(x(index), y(results.get(name, c, key))) for index, c in enumerate(LOADS)], colour, dash)
+        start = left + number * 140
+        line([(start, bottom + 36), (start + 24, bottom + 36)], colour, dash)
+        text(start + 30, bottom + 40, f"{name} {key}", colour="#1a1d21")
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="system-ui, sans-serif" font-size="12">'
+    return "\n".join([head, f'<rect width="{width}" height="{height}" fill="#ffffff"/>', *parts, "</svg>\n"])
 
 
 def main() -> None:
     if not shutil.which("wrk"):
         raise SystemExit("The load comes from wrk: apt-get install wrk (Debian, Ubuntu), or brew install wrk.")
-    compared, relay, bare, threaded, lost = measure()
-    text = report(compared, relay, bare, threaded, lost)
-    (HERE / "RESULTS.md").write_text("# What `make bench` measured\n\n" + text + "\n")
-    (HERE / "latency.svg").write_text(picture(relay, bare))
+    if "Node-RED" not in COMPETITORS:
+        print("Node-RED is left out: npm install -g node-red, or set NODE_RED to its red.js.")
+    page = introduction()
+    if os.getloadavg()[0] > 0.5:
+        print("Something else keeps this machine busy, and will distort the figures.")
+    results = Results()
+    failed = False
+    try:
+        results.measure()
+    except (Exception, KeyboardInterrupt):  # noqa: BLE001 - what was measured is printed first
+        failed = True
+        traceback.print_exc()
+        print("\nThe bench failed. What it measured until then (nan: nothing), written nowhere:")
+    text = "\n".join(tables(results))
     print("\n" + text)
+    if missing := results.missing():
+        raise SystemExit(f"Segment doesn't have {missing:.0f} of the events that the relay acknowledged.")
+    if failed:
+        raise SystemExit(1)
+    docs = ROOT / "docs"
+    docs.mkdir(exist_ok=True)
+    (docs / "performance.md").write_text(page + text + "\n![Latency by load](latency.svg)\n")
+    (docs / "latency.svg").write_text(picture(results))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""A Segment that only counts, light enough not to be what is measured: `counting_segment.py PORT MILLISECONDS`.
+"""A Segment that only counts, so that it costs little: `counting_segment.py PORT MILLISECONDS`.
 
-`GET` answers {"uploads": ..., "events": ...}: uploads so far, and different messageIds in them.
+`GET` answers {"uploads": ..., "messages": ..., "events": ...}: how many uploads
+arrived since the last GET, how many messages in them, and how many different messageIds.
 """
 
 import asyncio
@@ -8,12 +9,12 @@ import json
 import re
 import sys
 
-MESSAGE_ID = re.compile(rb'"messageId": "([^"]+)"')
+MESSAGE_ID = re.compile(rb'"messageId": ?"([^"]+)"')
 OK = b'HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{"success": true}'
 
 
 class Segment(asyncio.Protocol):
-    uploads = 0
+    uploads = messages = 0
     kept: set[bytes] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -26,7 +27,10 @@ class Segment(asyncio.Protocol):
         while (end := self.buffer.find(b"\r\n\r\n")) >= 0:
             head = bytes(self.buffer[:end]).lower()
             if head.startswith(b"get"):
-                body = json.dumps({"uploads": Segment.uploads, "events": len(Segment.kept)}).encode()
+                body = json.dumps(
+                    {"uploads": Segment.uploads, "messages": Segment.messages, "events": len(Segment.kept)}
+                ).encode()
+                Segment.uploads, Segment.messages, Segment.kept = 0, 0, set()
                 self.answer(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
                 length = 0
             else:
@@ -34,7 +38,9 @@ class Segment(asyncio.Protocol):
                 if len(self.buffer) < end + 4 + length:
                     return
                 Segment.uploads += 1
-                Segment.kept.update(MESSAGE_ID.findall(self.buffer, end))
+                found = MESSAGE_ID.findall(self.buffer, end)
+                Segment.messages += len(found)
+                Segment.kept.update(found)
                 asyncio.get_running_loop().call_later(LATENCY, self.answer, OK)
             del self.buffer[: end + 4 + length]
 

@@ -1,15 +1,16 @@
--- wrk: the next signed webhook of the file BENCH_EVENTS, whose lines are "timestamp signature body".
-local next_line
+-- wrk: send the signed webhooks of a file, whose lines are "timestamp signature body".
+local path, next_line
 
 function init(args)
-  next_line = io.lines(args[1])
+  path = args[1]
+  next_line = io.lines(path)
 end
 
 function request()
   local line = next_line()
-  if not line then
-    wrk.thread:stop()
-    return wrk.format("GET", "/health")
+  if not line then -- the end of the file: start over, which sends the same events again
+    next_line = io.lines(path)
+    line = next_line()
   end
   local stamp, signature, body = line:match("^(%S+) (%S+) (.*)$")
   return wrk.format("POST", "/webhook", {
@@ -19,7 +20,8 @@ function request()
   }, body)
 end
 
-function done(summary, latency, requests)
-  io.write(string.format("RESULT %d %d %d %d %d %d\n", summary.requests, summary.duration, summary.errors.status,
-    summary.errors.timeout + summary.errors.read + summary.errors.connect, latency:percentile(50), latency:percentile(99)))
+function done(summary, latency)
+  local errors = summary.errors
+  io.write(string.format("RESULT %d %d %d %d %d %d\n", summary.requests, summary.duration, errors.status,
+    errors.timeout + errors.read + errors.connect, latency:percentile(50), latency:percentile(99)))
 end

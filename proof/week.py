@@ -1,9 +1,9 @@
-"""What a policy of answers costs: seven days of traffic, simulated second by second (`make week`).
+"""What an answer costs in a week: seven days of traffic, simulated second by second (`make week`).
 
-No network, no clock: arithmetic on Customer.io's contract (fake_customerio.py). Two receivers
-get the same traffic and the same mishaps. The usual one answers 500 when its upstream fails,
-400 to an event that it cannot use, and refuses connections while it restarts. The relay answers
-503, 202, and does not refuse.
+No network and no clock, only arithmetic on Customer.io's rules (fake_customerio.py). Two receivers
+get the same traffic and the same mishaps. The usual one answers 500 when its upstream fails and 400
+to an event it cannot use, and refuses connections while it restarts. The relay answers 503 and 202,
+and never refuses a connection.
 """
 
 from collections import deque
@@ -13,15 +13,15 @@ from fake_customerio import BROKEN, GIVES_UP_AFTER, Outcome, accepted, wait_befo
 
 DAY = 24 * 3600
 RATE = 50  # events a second
-CATCH_UP = 500  # events a second that Customer.io can send once nothing holds it up: assumed
+CATCH_UP = 500  # events a second once nothing blocks the queue: assumed
 START = DAY  # when the mishap begins
 
 
 @dataclass(frozen=True)
 class Mishap:
     name: str
-    seconds: int = 0  # for how long answers are not 2xx
-    poison: bool = False  # whether it is one event that is never taken
+    seconds: int = 0  # how long answers are not 2xx
+    poison: bool = False  # one event that is never accepted
     usual: Outcome = 500
     relay: Outcome = 503
 
@@ -32,7 +32,7 @@ MISHAPS = (
     Mishap("Segment is down for two days", 2 * DAY),
     Mishap("one event that Segment can never take", poison=True, usual=400, relay=202),
     Mishap("a wrong signing key for ten minutes", 600, usual=401, relay=401),
-    # With its socket held by systemd, or by Heroku's router, a restart of the relay refuses nobody.
+    # systemd or Heroku's router holds the socket, so a restart of the relay refuses no connection.
     Mishap("a restart of five seconds", 5, usual=BROKEN, relay=200),
 )
 
@@ -42,12 +42,12 @@ class Result:
     delivered: int = 0
     kept: int = 0  # as dead letters
     lost: int = 0
-    recovered: int = 0  # seconds from the beginning of the mishap until no event waits
+    recovered: int = 0  # seconds from the start of the mishap until the queue is empty
     longest: int = 0  # seconds that an event waited
 
 
 def simulate(mishap: Mishap, answer: Outcome) -> Result:
-    """Send seven days of events, in order, through a receiver that gives `answer` during `mishap`."""
+    """Send seven days of events, in order, to a receiver that returns `answer` during `mishap`."""
     result = Result()
     queue: deque[list[int]] = deque()  # [second of the event, how many]
     poisoned = mishap.poison

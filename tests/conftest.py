@@ -2,17 +2,19 @@
 
 import contextlib
 import json
+import multiprocessing
 import random
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import fake_customerio
 import harness
 import pytest
 import requests
+import week
 from fake_segment import FakeSegment
 from harness import KEYS, ROOT, SIGNING_KEY, WRITE_KEY, answers, free_port, until
 from hypothesis import HealthCheck, settings
@@ -176,6 +178,15 @@ def anywhere(request: pytest.FixtureRequest) -> Client:
     """The relay in-process, and under gunicorn: both give the same answers."""
     client: Client = request.getfixturevalue("client" if request.param == "in-process" else "relay")
     return client
+
+
+@pytest.fixture(scope="session", autouse=True)
+def simulated_week(request: pytest.FixtureRequest) -> Iterator[dict[Any, Future[week.Result]]]:
+    """The week's simulations take seconds: in a process of their own, while the other tests run."""
+    wanted = any(item.name.startswith("test_the_table_of_the_design") for item in request.session.items)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        cases = [(mishap, answer) for mishap in week.MISHAPS for answer in (mishap.usual, mishap.relay)]
+        yield {case: pool.submit(week.simulate, *case) for case in cases} if wanted else {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
