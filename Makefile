@@ -6,10 +6,10 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 PORT ?= 8080
 
-.PHONY: help install run test test-fast lint soak week bench audit lock clean
+.PHONY: help install run test test-fast lint soak soak-proxies week bench audit lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 install: .venv/run ## Install what the relay runs on
 
@@ -35,6 +35,9 @@ lint: .venv/dev ## Check format, style and types
 
 soak: .venv/dev ## Check that no event is lost while everything fails (SECONDS=60; SEED= repeats a run)
 	.venv/bin/python proof/soak.py $(or $(SECONDS),60) $(SEED)
+
+soak-proxies: .venv/dev ## Check that no event is lost behind Caddy, nginx and HAProxy (SECONDS=20 for each)
+	.venv/bin/python proof/soak_proxies.py $(or $(SECONDS),20)
 
 week: .venv/dev ## Print what each answer costs in a week (the table in docs/design.md)
 	@.venv/bin/python proof/week.py

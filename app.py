@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from time import monotonic, time
 from typing import Any
 
-import gevent
-from flask import Flask, Request, Response, g, request
+from flask import Flask, Response, g, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-import dead_letters
+from body import MAX_BODY, Bodies, BodyTooLarge
 from config import Config
+from dead_letters import DeadLetters
 from delivery import Delivery, RetryLater
 from ops import page
 from ops.metrics import Metrics
@@ -29,13 +29,7 @@ from translate import NotAnObject, Undeliverable, parse, translate
 DEADLINE = 3.5  # seconds, from a webhook's arrival to our answer
 TO_ANSWER = 0.1  # seconds of those, to say so when Segment didn't answer
 
-MAX_BODY = 8 * 1024 * 1024  # bytes; a whole email is far below
-
 log = logging.getLogger("relay")
-
-
-class BodyTooLarge(Exception):
-    """The body is above MAX_BODY."""
 
 
 def create_app(config: Config | None = None, shared: Shared | None = None) -> Flask:
@@ -48,13 +42,15 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     mapping = config.mapping()
     segment = SegmentClient(config.segment_write_key, config.segment_host)
     delivery = Delivery(segment.upload, shared.pause)
+    letters = DeadLetters(config.dead_letter_file)
     metrics = Metrics(shared)
+    bodies = Bodies()
     app = Flask(__name__, static_folder=None)
 
     @app.post("/webhook", provide_automatic_options=False)
     def webhook() -> ResponseReturnValue:
         g.arrived = monotonic()
-        g.body = body = read_body(request)
+        g.body = body = bodies.read(request, DEADLINE)
         if config.signing_keys:
             timestamp, signature = request.headers.get("X-CIO-Timestamp"), request.headers.get("X-CIO-Signature")
             verify(body, timestamp or "", signature or "", config.signing_keys, time())
@@ -73,12 +69,9 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
         # Genuine, but refusing it would hold up every later event for seven days.
         reason = str(error)
         try:
-            with gevent.Timeout(g.arrived + DEADLINE - monotonic(), RetryLater("the disk is too slow", "dead_letter")):
-                event = dead_letters.keep(g.body, reason, config.dead_letter_file)
-        except RetryLater as too_slow:
-            return retry_later(too_slow)
-        except OSError as failure:
-            return retry_later(RetryLater(f"the dead letter could not be kept: {failure.strerror}", "dead_letter"))
+            event = letters.keep(g.body, reason, g.arrived + DEADLINE)
+        except RetryLater as not_kept:
+            return retry_later(not_kept)
         if config.dry_run:
             page.show(event, reason)
         return answer(202, "dead-lettered", reason=reason)
@@ -90,6 +83,10 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
                 metrics.answered(g.outcome, g.reason_code, monotonic() - g.arrived)
         return response
 
+    @app.teardown_request
+    def release(_: BaseException | None) -> None:
+        bodies.release(g.pop("body", b""))
+
     app.add_url_rule("/health", view_func=health, provide_automatic_options=False)
     app.register_blueprint(page.blueprint(config, metrics, shared.started))
     for error, handler in HANDLERS.items():
@@ -99,25 +96,6 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     for name in ("segment", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     return app
-
-
-def read_body(request: Request) -> bytes:
-    """Return the body; raise BodyTooLarge above MAX_BODY, RetryLater if it doesn't arrive whole and in time."""
-    expected = request.content_length or 0
-    if expected > MAX_BODY:
-        raise BodyTooLarge
-    try:
-        with gevent.Timeout(DEADLINE, RetryLater("it took too long", "body")):
-            body = request.stream.read(MAX_BODY + 1)
-    except RetryLater:
-        raise
-    except Exception:  # noqa: BLE001 - gunicorn has an error for each way in which chunks can be wrong
-        raise RetryLater("the body did not arrive whole", "body") from None
-    if len(body) > MAX_BODY:
-        raise BodyTooLarge
-    if len(body) < expected:
-        raise RetryLater("the body did not arrive whole", "body")
-    return body
 
 
 def answer(code: int, status: str, reason_code: str = "", **more: Any) -> tuple[dict[str, Any], int]:

@@ -1,18 +1,68 @@
 """Keeps what Segment can never take: whole, one JSON line each, on the log or in a file."""
 
+import errno
 import fcntl
 import json
 import logging
 import os
-import sys
 from datetime import UTC, datetime
+from threading import BoundedSemaphore
+from time import monotonic
 from typing import Any
 
 import gevent
 
+import logs
+from delivery import RetryLater
 from translate import Undeliverable, parse
 
+# gevent has ten threads, which look up names too: a hung disk must not hold them all.
+WRITERS = 4
+
 log = logging.getLogger("relay")
+
+
+class DeadLetters:
+    """Where dead letters go: the file at `path`, or the log without one."""
+
+    def __init__(self, path: str | None):
+        self._path = path
+        self._writers = BoundedSemaphore(WRITERS)
+
+    def keep(self, body: bytes, reason: str, deadline: float) -> Any:
+        """Return the event in `body` once it is kept.
+
+        Raise RetryLater if it can't be, or isn't by `deadline` (on the monotonic clock).
+        """
+        event: Any
+        try:
+            event = parse(body)
+            letter = line(event, reason)
+        except (Undeliverable, RecursionError):  # nested too deeply to be read, or to be written
+            event = body.decode(errors="replace")
+            letter = line(event, reason)
+        if self._path:
+            try:
+                self._append(letter.encode() + b"\n", deadline)
+            except OSError as error:
+                raise RetryLater(f"the dead letter could not be kept: {error.strerror}", "dead_letter") from None
+            log.warning("dead letter kept in %s: %s", self._path, reason)
+        else:
+            # Past the logger: it is part of the log whatever LOG_LEVEL says.
+            logs.stream().write(letter + "\n")
+        return event
+
+    def _append(self, content: bytes, deadline: float) -> None:
+        """Append in a thread, since a slow disk must not hold up the other webhooks."""
+        with gevent.Timeout(max(0, deadline - monotonic()), RetryLater("the disk is too slow", "dead_letter")):
+            self._writers.acquire()
+            try:
+                write = gevent.get_hub().threadpool.spawn(append, self._path, content, deadline)
+            except BaseException:
+                self._writers.release()
+                raise
+            write.rawlink(lambda _: self._writers.release())  # when it really ends, however long it hangs
+            write.get()
 
 
 def line(event: Any, reason: str) -> str:
@@ -29,33 +79,18 @@ def file_problem(path: str) -> str | None:
     return None
 
 
-def keep(body: bytes, reason: str, path: str | None) -> Any:
-    """Return the event in `body` once it is kept, in the file `path` or on the log; raise OSError if it can't be."""
-    event: Any
-    try:
-        event = parse(body)
-        letter = line(event, reason)
-    except (Undeliverable, RecursionError):  # nested too deeply to be read, or to be written
-        event = body.decode(errors="replace")
-        letter = line(event, reason)
-    if path:
-        # In a thread of its own: a slow disk must not hold up the other webhooks.
-        gevent.get_hub().threadpool.apply(_append, (path, letter.encode() + b"\n"))
-        log.warning("dead letter kept in %s: %s", path, reason)
-    else:
-        # Past the logger: it is part of the log whatever LOG_LEVEL says.
-        sys.stderr.write(letter + "\n")
-        sys.stderr.flush()
-    return event
-
-
 def _open(path: str) -> int:
     # For the owner alone: dead letters are the one place where personal data is kept.
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
-def _append(path: str, content: bytes) -> None:
-    """Append `content` and flush it to disk, or leave the file as it was and raise OSError."""
+def append(path: str, content: bytes, deadline: float) -> None:
+    """Append `content` and flush it to disk, or leave the file as it was and raise OSError.
+
+    After `deadline` nobody waits for it, and the event will come again: do nothing.
+    """
+    if monotonic() > deadline:
+        return
     # Opened anew each time, so that the file may be moved away at any moment.
     file = _open(path)
     try:
@@ -63,7 +98,7 @@ def _append(path: str, content: bytes) -> None:
         size = os.fstat(file).st_size
         try:
             if os.write(file, content) != len(content):
-                raise OSError("the disk is full")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file)
         except OSError:
             os.ftruncate(file, size)

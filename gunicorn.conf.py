@@ -1,15 +1,19 @@
 """How gunicorn runs the relay: each value beside the outside number that it must fit."""
 
-import logging
 import os
 import resource
 import sys
 from typing import Any
 
+import logs
 import shared
 from config import Config, ConfigError
 from dead_letters import file_problem
 from worker import Worker
+
+CONNECTIONS = 2000  # a worker
+FEWEST_CONNECTIONS = 100
+OTHER_FILES = 124  # a worker's uploads, dead letters and its own
 
 try:
     _config = Config.from_env(os.environ)
@@ -24,13 +28,18 @@ def on_starting(server: Any) -> None:
     """Before anything listens: one readable message instead of workers that die one by one."""
     try:
         Config.from_env(os.environ, file_problem)
+        if worker_connections < FEWEST_CONNECTIONS:
+            enough = FEWEST_CONNECTIONS + OTHER_FILES
+            raise ConfigError([f"A worker may not have enough files open (ulimit -n): it needs {enough}."])
     except ConfigError as error:
         sys.exit(str(error))
-    # Our lines look like gunicorn's.
-    form = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s"
-    logging.basicConfig(level=_config.log_level.upper(), format=form, datefmt="[%Y-%m-%d %H:%M:%S %z]")
+    logs.set_up(_config.log_level)
     for warning in _config.warnings:
         server.log.warning(warning)
+
+
+def on_reload(server: Any) -> None:
+    logs.set_up(_config.log_level)  # gunicorn has made its own anew
 
 
 def pre_fork(server: Any, worker: Any) -> None:
@@ -57,7 +66,7 @@ workers = 1 if _config.dry_run else _config.workers
 
 # A webhook mostly waits for Segment: greenlets wait by the thousand, slow clients with them.
 worker_class = Worker
-worker_connections = _open_files(2000 + 124) - 124  # the rest is for uploads and files
+worker_connections = max(1, _open_files(CONNECTIONS + OTHER_FILES) - OTHER_FILES)
 # Waiting here costs milliseconds; a refused connection costs an hour.
 backlog = 2048
 

@@ -6,11 +6,15 @@ redirects and lets a .netrc replace the write key. tests/test_segment_client.py 
 send the same bytes.
 """
 
+import fcntl
 import json
 import math
 import os
 import re
+import termios
 from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
@@ -53,6 +57,24 @@ CONNECT_SECONDS = 1.0  # for each of Segment's addresses, so that the next one i
 TOO_LARGE = f"it cannot be made to fit into {MAX_EVENT_BYTES:,} bytes"
 
 NOT_STRICT = re.compile(r"NaN|Infinity|\\ud[89a-f]")
+
+
+class Body:
+    """The body of an upload, which knows whether it was sent to its end.
+
+    Segment may answer before, and hang up; urllib3 then takes that answer for one to all of it.
+    """
+
+    def __init__(self, text: str):
+        self._data = text.encode()
+        self.sent = False
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._data
+        self.sent = True
 
 
 class SegmentClient:
@@ -135,30 +157,45 @@ class SegmentClient:
     def _post(self, session: requests.Session, messages: list[Message], seconds: float) -> None:
         sent_at = json.dumps(datetime.now(UTC).isoformat())
         batch = ", ".join(message.json for message in messages)
-        response = None
+        body = Body(f'{{"batch": [{batch}], "sentAt": {sent_at}, "writeKey": {json.dumps(self._write_key)}}}')
+        answered = False
         try:
-            # A socket's timeout starts anew with each byte; this one ends an answer that drips.
+            # A socket's timeout starts anew with each byte; this one also ends an answer that comes byte by byte.
             with gevent.Timeout(seconds, False):
                 response = session.post(
                     self._url,
-                    f'{{"batch": [{batch}], "sentAt": {sent_at}, "writeKey": {json.dumps(self._write_key)}}}',
+                    body,
                     headers=self._headers,
                     timeout=(min(CONNECT_SECONDS, seconds), seconds),
-                    allow_redirects=False,  # requests would make a GET of it, whose 200 means nothing
+                    allow_redirects=False,  # would turn the POST into a GET, whose 200 means nothing
+                    stream=True,
                 )
+                early = not body.sent or not_received(response)
+                _ = response.content  # to its end
+                answered = True
         except requests.ReadTimeout:
             pass
         except requests.RequestException:
             self._reconnect()
             raise TransientError("the connection to Segment failed", "connection") from None
-        if response is None:
+        if not answered:
             raise RetryLater("Segment did not answer in time", "timeout")
+        if early:  # an answer, but not to all of the upload
+            raise TransientError("the connection to Segment failed", "connection")
         check(response)
 
     def _reconnect(self) -> None:
         """Close idle connections: they may be as dead as the one that failed."""
         while self._idle:
             self._idle.pop()[0].close()
+
+
+def not_received(response: requests.Response) -> bool:
+    """Say whether some of the upload has not even arrived at the other side, which answers all the same."""
+    sock = getattr(response.raw.connection, "sock", None)  # None once the other side has hung up
+    with suppress(OSError):  # not a system that tells
+        return sock is not None and any(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    return False
 
 
 def check(response: requests.Response) -> None:
@@ -170,7 +207,7 @@ def check(response: requests.Response) -> None:
         raise RateLimited(parse_retry_after(response) or 1)
     if status in (401, 403):
         raise RetryLater(f"Segment refuses the write key ({status}): check SEGMENT_WRITE_KEY", "write_key")
-    if status >= 500 or status == 408:
+    if status >= 500 or status == 408 or status < 200:  # after a 1xx the answer is still to come
         raise TransientError(f"Segment answered {status}", f"segment_{status}")
     if response.is_redirect:
         raise RetryLater("Segment's address redirects elsewhere: check SEGMENT_HOST", "redirect")

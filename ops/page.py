@@ -4,17 +4,23 @@ import json
 import secrets
 import time
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 from flask import Blueprint, Response, abort, current_app, redirect, render_template, request
+from markupsafe import escape
 
 import signature
 from config import SEGMENT_HOST, Config
 from delivery import Message
 from ops import samples
 from ops.metrics import Metrics
+
+T = TypeVar("T")
+
+ADDRESS = "{address of the relay}"  # in the page, until it is known where it is read
 
 EU_HOST = "https://events.eu1.segmentapis.com"
 
@@ -36,17 +42,33 @@ def pretty(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
 
 
+def once_a_second(make: Callable[[], T]) -> Callable[[], T]:
+    """Return a function that returns what `make` returned at most a second ago, however often it is called."""
+    latest: tuple[float, T] | None = None
+
+    def cached() -> T:
+        nonlocal latest
+        if not latest or time.monotonic() - latest[0] > 1:
+            latest = time.monotonic(), make()
+        return latest[1]
+
+    return cached
+
+
 def blueprint(config: Config, metrics: Metrics, started: float) -> Blueprint:
     """Return the routes of the page. `started` is in unix seconds."""
     pages = Blueprint("page", __name__, template_folder="templates")
 
-    @pages.get("/", provide_automatic_options=False)
-    def page() -> Response:
+    # Whoever asks for these, and however often, webhooks come first.
+    metrics_text = once_a_second(metrics.text)
+
+    @once_a_second
+    def page_text() -> tuple[str, str]:
         nonce = secrets.token_urlsafe(16)
         html = render_template(
             "page.html",
             nonce=nonce,
-            address=_address(),
+            address=ADDRESS,
             signed=bool(config.signing_keys),
             destination=_destination(config),
             dry_run=config.dry_run,
@@ -59,7 +81,12 @@ def blueprint(config: Config, metrics: Metrics, started: float) -> Blueprint:
             last_delivered=metrics.last_delivered(),
             failures=metrics.failures(),
         )
-        response = Response(html)
+        return html, nonce
+
+    @pages.get("/", provide_automatic_options=False)
+    def page() -> Response:
+        html, nonce = page_text()
+        response = Response(html.replace(ADDRESS, escape(_address())))
         response.headers["Content-Security-Policy"] = (
             f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; "
             "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -81,7 +108,7 @@ def blueprint(config: Config, metrics: Metrics, started: float) -> Blueprint:
 
     @pages.get("/metrics", provide_automatic_options=False)
     def prometheus() -> Response:
-        return Response(metrics.text(), content_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics_text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     pages.add_app_template_filter(ago)
     pages.add_app_template_filter(instant)

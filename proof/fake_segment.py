@@ -15,6 +15,11 @@ A fault is a word that says what happens to a request instead of a proper answer
     redirect        302 to a page that says 200   redirect-307    307 to a page that would take the POST
     false           200 {"success": false}        refuse          not listening, connections aborted
     cut             closed within the head of a 200
+    silent          not even connections are answered
+    early-hints     103, and half a second later a 200: the events are not kept
+    late            503, and half a second later a 200: the events are not kept
+    twice           the events are kept, and the 200 comes twice
+    early           a 200 before a large upload has arrived, and then the end: the events are not kept
 
 `python proof/fake_segment.py PORT MILLISECONDS` runs one with that latency.
 """
@@ -31,6 +36,7 @@ from collections import deque
 from typing import Any, Self
 
 PAGE = b"<!doctype html><title>Sign in</title>"
+LARGE = 100_000  # bytes, for the fault "early"
 OK = b'{\n  "success": true\n}'
 BROKEN_ANSWERS = {
     "close": b"",
@@ -60,6 +66,7 @@ class FakeSegment:
         self.open_connections = 0
         self._turn = 0.0
         self._server: asyncio.Server | None = None
+        self._silence: list[socket.socket] = []
         self._loop: asyncio.AbstractEventLoop
         self._gate = asyncio.Event()
         self._gate.set()
@@ -92,13 +99,19 @@ class FakeSegment:
     def set_fault(self, fault: str | None, share: float = 1.0) -> None:
         """Make `share` of the requests fail like that from now on; None for no fault."""
         self.fault, self.share = fault, share
-        self._loop.call_soon_threadsafe(self._listen, fault != "refuse")
+        if fault == "silent":
+            self._loop.call_soon_threadsafe(self._be_silent)
+        else:
+            self._loop.call_soon_threadsafe(self._listen, fault != "refuse")
 
     def events(self) -> list[str]:
         """Return the context.event_id of every event kept, in order of arrival."""
         return [message["context"].get("event_id") for message in list(self.kept.values())]
 
     def _listen(self, wanted: bool) -> None:
+        for silent in self._silence:
+            silent.close()
+        self._silence = []
         if wanted and self._server is None:
             self._loop.create_task(self._open())
         elif not wanted and self._server is not None:
@@ -108,9 +121,10 @@ class FakeSegment:
                 writer.transport.abort()
 
     async def _open(self) -> None:
-        self._server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self._port, backlog=512, reuse_address=True, ssl=self._tls
-        )
+        listener = socket.create_server(("127.0.0.1", self._port), backlog=512)
+        # So that what is not read has not arrived either: a client can tell no more than that.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._server = await asyncio.start_server(self._serve, sock=listener, backlog=512, ssl=self._tls)
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -123,16 +137,37 @@ class FakeSegment:
         self._listen(False)
         await asyncio.sleep(0.01)
 
+    def _be_silent(self) -> None:
+        """Listen, but with a backlog that is full: connecting takes for ever."""
+        self._listen(False)
+        self._silence = [socket.socket() for _ in range(4)]
+        self._silence[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._silence[0].bind(("127.0.0.1", self._port))
+        self._silence[0].listen(0)
+        for filler in self._silence[1:]:
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", self._port))
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open_connections += 1
         self._writers.add(writer)
         try:
             while not self._stopped.is_set():
-                method, path, headers, body = await self._read(reader)
+                method, path, headers = await self._read_head(reader)
+                fault = self._next_fault(method, path)
+                length = int(headers.get("content-length", 0))
+                request = {"method": method, "path": path, "headers": headers, "size": length, "fault": fault}
+                if fault == "early" and length > LARGE:
+                    self.requests.append(request | {"at": self._loop.time()})
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(OK) + OK)
+                    await writer.drain()
+                    break
+                body = await reader.readexactly(length)
+                self.requests.append(request | {"at": self._loop.time()})
                 self.busy += 1
                 self.most_busy = max(self.busy, self.most_busy)
                 try:
-                    if not await self._answer(writer, method, path, headers, body):
+                    if not await self._answer(writer, fault, headers, body):
                         break
                 finally:
                     self.busy -= 1
@@ -143,29 +178,26 @@ class FakeSegment:
             self._writers.discard(writer)
             writer.close()
 
-    async def _read(self, reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str], bytes]:
+    async def _read_head(self, reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str]]:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         method, path, _ = head[0].split(" ")
         headers = {name.lower(): value.strip() for name, value in (line.split(":", 1) for line in head[1:] if line)}
-        body = await reader.readexactly(int(headers.get("content-length", 0)))
-        return method, path, headers, body
+        return method, path, headers
+
+    def _next_fault(self, method: str, path: str) -> str | None:
+        if path != "/v1/batch" or method != "POST":
+            return "html"
+        if self.faults:
+            return self.faults.popleft()
+        self._turn = (self._turn + self.share) % 1
+        return self.fault if self._turn < self.share else None
 
     async def _answer(
-        self, writer: asyncio.StreamWriter, method: str, path: str, headers: dict[str, str], body: bytes
+        self, writer: asyncio.StreamWriter, fault: str | None, headers: dict[str, str], body: bytes
     ) -> bool:
         """Answer one request; return whether the connection stays open."""
-        fault: str | None
-        if self.faults:
-            fault = self.faults.popleft()
-        else:
-            self._turn = (self._turn + self.share) % 1
-            fault = self.fault if self._turn < self.share else None
-        if path != "/v1/batch" or method != "POST":
-            fault = "html"
-        request = {"method": method, "path": path, "headers": headers, "size": len(body), "fault": fault}
-        self.requests.append(request | {"at": self._loop.time()})
         status, text, extra = 200, OK, ""
-        if fault in (None, "hang-after", "reset-after"):
+        if fault in (None, "hang-after", "reset-after", "twice", "early"):
             status, text = self._take(headers, body)
         if self.latency:
             await asyncio.sleep(self.latency)
@@ -188,6 +220,11 @@ class FakeSegment:
                 writer.write(BROKEN_ANSWERS[how])
                 await writer.drain()
                 return False
+            case ["early-hints"] | ["late"]:
+                first = b"103 Early Hints\r\n\r\n" if fault == "early-hints" else b"503 X\r\nContent-Length: 0\r\n\r\n"
+                writer.write(b"HTTP/1.1 " + first)
+                await writer.drain()
+                await asyncio.sleep(0.5)
             case ["html"]:
                 text, extra = PAGE, "Content-Type: text/html\r\n"
             case ["redirect" | "redirect-307"]:
@@ -199,7 +236,7 @@ class FakeSegment:
                 status, text = int(number), b'{"code": "fault", "message": "on demand"}'
                 extra = "".join(f"Retry-After: {value}\r\n" for value in retry_after)
         head = f"HTTP/1.1 {status} X\r\nContent-Length: {len(text)}\r\n{extra}\r\n"
-        writer.write(head.encode() + text)
+        writer.write((head.encode() + text) * (2 if fault == "twice" else 1))
         await writer.drain()
         return True
 

@@ -1,8 +1,8 @@
-"""Nothing lost, whatever happens: a real relay between a fake Customer.io and a failing Segment (`make soak`).
+"""Nothing lost: a real relay between a fake Customer.io and a failing Segment (`make soak`).
 
-Many webhooks send at once, as fast as they are answered, while Segment goes through all its
-faults, workers are killed, the relay is reloaded, and the whole service is restarted. Then the
-faults end, what is left is sent, and everything is counted. Exits 1 if a single promise is broken.
+Many webhooks send at once, as fast as they are answered. Meanwhile strangers pester the relay, Segment
+goes through all its faults, workers are killed, and the relay is reloaded and restarted. Then the faults end, the
+webhooks send what is left, and everything is counted. Exits 1 if any promise was broken.
 
     python proof/soak.py [SECONDS] [SEED]
 """
@@ -18,93 +18,26 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from fake_customerio import BROKEN, COST_AN_HOUR, TIMED_OUT, Webhook, accepted
+from fake_customerio import BROKEN, COST_AN_HOUR, TIMED_OUT, TIMEOUT, Webhook, accepted
 from fake_segment import FakeSegment
+from harness import KEYS, ROOT, SIGNING_KEY, WRITE_KEY, Relay, megabytes
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-from translate import namespace  # noqa: E402 - found only now
+from delivery import MAX_UPLOADS
+from translate import namespace
 
-KEY = "a-signing-key-of-the-soak"
-WRITE_KEY = "0123456789abcdefghijklmnopqrstuv"
 WEBHOOKS = 48
-WORKERS = 2
-# An hour of Customer.io's passes in a second.
-SPEED = 3600.0
+SPEED = 3600.0  # an hour of Customer.io's takes a second
 POISON = "customerio:email_poisoned"
 NAMESPACE = f"customerio-{namespace(WRITE_KEY)}-"
 
 FAULTS = [
     None, "500", "502", "503", "408", "429:1", "401", "403", "404", "hang", "hang-after", "reset", "reset-after",
-    "close", "drip", "garbage", "html", "redirect", "redirect-307", "false", "refuse", "cut",
+    "close", "drip", "garbage", "html", "redirect", "redirect-307", "false", "refuse", "cut", "silent",
+    "early-hints", "late", "twice", "early",
 ]  # fmt: skip
-
-
-class Service:
-    """The relay as systemd runs it: somebody else holds the socket, so that a restart refuses nobody."""
-
-    def __init__(self, segment_url: str) -> None:
-        self.socket = socket.create_server(("127.0.0.1", 0), backlog=2048)
-        self.port = self.socket.getsockname()[1]
-        self.log = Path(os.environ.get("SOAK_LOG", os.devnull)).open("ab")  # noqa: SIM115 - closed in stop()
-        self.env = {
-            "PATH": os.environ["PATH"],
-            "SEGMENT_WRITE_KEY": WRITE_KEY,
-            "SEGMENT_HOST": segment_url,
-            "CUSTOMERIO_SIGNING_KEY": KEY,
-            "WEB_CONCURRENCY": str(WORKERS),
-            "LISTEN_FDS": "1",
-        }
-        self.start()
-
-    def start(self) -> None:
-        gunicorn = str(Path(sys.executable).parent / "gunicorn")
-        listener = self.socket.fileno()
-        # LISTEN_PID is the process that the socket is for, known only once it runs; the socket is its descriptor 3.
-        script = (
-            f'exec 3<&{listener}; [ {listener} = 3 ] || exec {listener}<&-; LISTEN_PID=$$ exec "{gunicorn}" app:app'
-        )
-        self.process = subprocess.Popen(
-            ["/bin/sh", "-c", script],
-            cwd=ROOT,
-            env=self.env,
-            pass_fds=[listener],
-            stdout=self.log,
-            stderr=self.log,
-        )
-
-    def restart(self) -> float:
-        """Stop it and start it again; return the seconds that stopping took."""
-        started = time.monotonic()
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
-        stopped = time.monotonic()
-        self.start()
-        return stopped - started
-
-    def workers(self) -> list[int]:
-        with contextlib.suppress(OSError):
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
-            return [int(pid) for pid in children.split()]
-        return []
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            for pid in [*self.workers(), self.process.pid]:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-        self.log.close()
-        self.socket.close()
-
-
-def megabytes(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/smaps_rollup").read_text().split("Pss:")[1].split()[0]) / 1024
 
 
 def count(pid: int, what: str) -> int:
@@ -114,27 +47,40 @@ def count(pid: int, what: str) -> int:
 class Soak:
     def __init__(self, seconds: float, seed: int) -> None:
         self.seconds = seconds
-        self.random = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+        self.random = random.Random(seed)  # noqa: S311 - repeatable, not secret
         self.done: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.violations: list[str] = []
         self.acknowledged: dict[str, int] = {}
         self.memory: dict[int, list[float]] = {}
-        self.chaos_at: list[float] = []  # when something was killed
+        self.kills: list[float] = []  # when, on the monotonic clock
+        self.restarts: list[tuple[float, float]] = []  # from when to when
         self._finished = threading.Event()
 
     def run(self) -> bool:
-        with FakeSegment(latency=0.02) as self.segment:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        with listener, FakeSegment(latency=0.02) as self.segment:
             self.segment.poison = {POISON}
-            self.service = Service(self.segment.url)
-            try:
-                return self._run()
-            finally:
-                self.service.stop()
+            # At error level, or the log of a long soak would fill the memory.
+            env = KEYS | {"SEGMENT_HOST": self.segment.url, "WEB_CONCURRENCY": "2", "LOG_LEVEL": "error"}
+            with Relay(env, listener=listener) as self.relay, self._strangers():
+                self._run()
+                self.relay.stop()
+                return not self.violations
 
-    def _run(self) -> bool:
-        url = f"http://127.0.0.1:{self.service.port}/webhook"
-        webhooks = [Webhook(url, KEY, self._events(number), SPEED) for number in range(WEBHOOKS)]
+    @contextlib.contextmanager
+    def _strangers(self) -> Iterator[None]:
+        kinds = ["chunks=2", "stalled=4", "pages=10", "pipelines=2"]
+        command = [sys.executable, str(ROOT / "proof/strangers.py"), str(self.relay.port), "0.02", *kinds]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as self.strangers:
+            try:
+                yield
+            finally:
+                self.strangers.kill()
+
+    def _run(self) -> None:
+        url = self.relay.url + "/webhook"
+        webhooks = [Webhook(url, SIGNING_KEY, self._events(number), SPEED) for number in range(WEBHOOKS)]
         for webhook in webhooks:
             webhook.on_accepted = self._check_earned
             webhook.start()
@@ -143,17 +89,17 @@ class Soak:
         self._break_things()
         self._finished.set()
         self.segment.set_fault(None)
+        self.strangers.kill()
         deadline = time.monotonic() + 60
         finished = sum(webhook.join(max(0.1, deadline - time.monotonic())) for webhook in webhooks) == WEBHOOKS
         watcher.join()
         if not finished:
-            self.violations.append("Customer.io still holds events, a minute after all faults ended")
+            self.violations.append("Customer.io still has events to send, a minute after all faults ended")
         self._check_leaks()
         self._count(webhooks)
-        return not self.violations
 
     def _events(self, number: int) -> Iterator[dict[str, Any]]:
-        """Yield a webhook's events until the time is over; one in two hundred is one that Segment refuses."""
+        """Yield a webhook's events until time is up; Segment refuses one in two hundred."""
         choice = random.Random(number)  # noqa: S311
         position = 0
         while not self._finished.is_set():
@@ -167,7 +113,7 @@ class Soak:
             }
 
     def _check_earned(self, event: dict[str, Any], status: int) -> None:
-        """Called with each 2xx, at once: a 200 has to be true already."""
+        """Check a 2xx the moment it arrives: a 200 has to be true by then."""
         identity = event["event_id"]
         self.acknowledged[identity] = status
         if status == 200 and NAMESPACE + identity not in self.segment.kept:
@@ -191,75 +137,77 @@ class Soak:
             self.segment.set_fault(None)
             time.sleep(self.random.uniform(0.1, 0.4))
             what = self.random.choices(["nothing", "kill", "reload", "restart"], [6, 4, 1, 1])[0]
-            if what == "kill" and (workers := self.service.workers()):
-                self.chaos_at.append(time.monotonic())
+            if what == "kill" and (workers := self.relay.workers()):
+                self.kills.append(time.monotonic())
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.random.choice(workers), signal.SIGKILL)
                 self.done["workers killed"] += 1
             elif what == "reload":
-                self.service.process.send_signal(signal.SIGHUP)
+                self.relay.process.send_signal(signal.SIGHUP)
                 self.done["reloads"] += 1
             elif what == "restart":
-                # Answers take 3.5 s at the most; at 10 s gunicorn kills, and hangs up on whoever is left.
-                if (took := self.service.restart()) > 9:
-                    self.violations.append(f"the service took {took:.1f} s to stop")
-                self.done["restarts of the service"] += 1
+                # Answers take 3.5 s at most. After 10 s gunicorn would kill workers and cut connections.
+                began = time.monotonic()
+                if (took := self.relay.stop()) > 9:
+                    self.violations.append(f"the relay took {took:.1f} s to stop")
+                self.relay.start()
+                self.restarts.append((began, time.monotonic()))
 
     def _watch_memory(self) -> None:
         while not self._finished.wait(0.5):
-            for pid in self.service.workers():
+            for pid in self.relay.workers():
                 with contextlib.suppress(OSError, IndexError):
                     self.memory.setdefault(pid, []).append(megabytes(pid))
 
     def _check_leaks(self) -> None:
-        """Once all is quiet, a worker has the threads, connections and memory that an idle one has."""
+        """Check that quiet workers hold no more threads, files and memory than idle ones need."""
         time.sleep(1)
-        for pid in self.service.workers():
-            # gevent: the main thread, and at most ten for name look-ups and files.
+        for pid in self.relay.workers():
+            # The main thread, and at most ten of gevent's for DNS and files.
             threads, files = count(pid, "task"), count(pid, "fd")
             if threads > 12:
-                self.violations.append(f"an idle worker has {threads} threads")
-            # One for each webhook's connection and each upload's (30), and some 15 that it always has.
-            if files > WEBHOOKS + 60:
-                self.violations.append(f"an idle worker has {files} open files")
+                self.violations.append(f"a quiet worker has {threads} threads")
+            # A connection for each webhook and each upload, and about 20 that every worker has.
+            if files > WEBHOOKS + MAX_UPLOADS + 20:
+                self.violations.append(f"a quiet worker has {files} open files")
         for samples in self.memory.values():
-            # Samples are half a second apart: warm after five, and allowed a burst of large events.
+            # Samples are half a second apart. A worker is warm after ten, and large events take some room.
             if len(samples) > 20 and samples[-1] > samples[10] + 25:
                 self.violations.append(f"a worker grew from {samples[10]:.0f} to {samples[-1]:.0f} MB")
 
     def _count(self, webhooks: list[Webhook]) -> None:
-        outcomes: Counter[Any] = Counter()
-        for webhook in webhooks:
-            outcomes.update(webhook.outcomes)
-            self.violations += [f"dropped: {event['event_id']}" for event in webhook.dropped]
+        outcomes = sum((webhook.outcomes for webhook in webhooks), Counter[Any]())
+        self.violations += [f"dropped: {event['event_id']}" for webhook in webhooks for event in webhook.dropped]
         kept = Counter(message["context"]["event_id"] for message in self.segment.kept.values())
         missing = [identity for identity, status in self.acknowledged.items() if status == 200 and not kept[identity]]
         sent = sum(webhook.sent for webhook in webhooks)
         if missing:
-            self.violations.append(f"{len(missing)} events acknowledged and not at Segment")
+            self.violations.append(f"{len(missing)} acknowledged events are not at Segment")
         if len(self.acknowledged) != sent:
-            self.violations.append(f"{sent - len(self.acknowledged)} events never acknowledged")
+            self.violations.append(f"{sent - len(self.acknowledged)} events were never acknowledged")
         if self.segment.lost:
-            self.violations.append(f"{len(self.segment.lost)} events that Segment dropped in silence")
+            self.violations.append(f"Segment silently dropped {len(self.segment.lost)} events")
         if any(number > 1 for number in kept.values()):
-            self.violations.append("an event is at Segment twice, after dedup")
+            self.violations.append("an event is at Segment twice, with two messageIds")
         costly = {outcome: n for outcome, n in outcomes.items() if outcome in COST_AN_HOUR}
         if costly:
             self.violations.append(f"answers that cost an hour: {costly}")
         unknown = {outcome for outcome in outcomes if not accepted(outcome)} - {503, BROKEN, TIMED_OUT} - set(costly)
         if unknown:
-            self.violations.append(f"answers that are not documented: {unknown}")
-        if outcomes[TIMED_OUT]:
-            self.violations.append(f"{outcomes[TIMED_OUT]} webhooks without an answer in four seconds")
-        unforced = [at for webhook in webhooks for at in webhook.broken_at if not self._near_kill(at)]
-        if unforced:
-            self.violations.append(f"{len(unforced)} connections broken without a worker having been killed")
+            self.violations.append(f"undocumented answers: {unknown}")
+        late = [at for webhook in webhooks for at in webhook.failed_at[TIMED_OUT] if not self._near_restart(at)]
+        if late:
+            self.violations.append(f"{len(late)} webhooks got no answer within {TIMEOUT:.0f} s, without a restart")
+        broken = [at for webhook in webhooks for at in webhook.failed_at[BROKEN] if not self._near_kill(at)]
+        if broken:
+            self.violations.append(f"{len(broken)} connections broke although no worker was killed")
         rows = {
             "events sent": sent,
             "acknowledged with 200, all at Segment": sum(status == 200 for status in self.acknowledged.values()),
-            "dead letters, refused by Segment": sum(status == 202 for status in self.acknowledged.values()),
+            "dead letters, rejected by Segment": sum(status == 202 for status in self.acknowledged.values()),
             "answers 503": outcomes[503],
-            "connections broken by a kill": outcomes[BROKEN],
+            "connections broken by kills": outcomes[BROKEN],
+            "no answer in time, during a restart": outcomes[TIMED_OUT],
             "sent again by Customer.io": sum(webhook.retries for webhook in webhooks),
             "duplicates, dropped by Segment": self.segment.duplicates,
             "uploads": len(self.segment.requests),
@@ -267,26 +215,32 @@ class Soak:
             "slowest answer": f"{max(webhook.slowest for webhook in webhooks):.2f} s",
             "largest worker": f"{max((size for sizes in self.memory.values() for size in sizes), default=0):.0f} MB",
             **dict(self.done),
-            "faults of Segment": ", ".join(f"{name} {n}" for name, n in sorted(self.faults.items())),
+            "restarts": len(self.restarts),
+            "Segment's faults": ", ".join(f"{name} {n}" for name, n in sorted(self.faults.items())),
         }
         for name, value in rows.items():
             print(f"  {name:38} {value}")
 
+    def _near_restart(self, at: float) -> bool:
+        # No worker accepts while the old ones finish and the new ones start, which can take longer than TIMEOUT.
+        return any(began <= at <= served + TIMEOUT for began, served in self.restarts)
+
     def _near_kill(self, at: float) -> bool:
-        # A killed worker's connections end at once; that is noticed when the next webhook is sent on them.
-        return any(killed <= at <= killed + 10 for killed in self.chaos_at)
+        # A killed worker's connections break at once, but a webhook notices when it sends the next event.
+        return any(killed <= at <= killed + 10 for killed in self.kills)
 
 
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else random.SystemRandom().randrange(10**6)
-    print(
-        f"Soaking for {seconds:.0f} s, seed {seed}. To repeat: make soak SECONDS={seconds:.0f} SEED={seed}", flush=True
-    )
+    repeat = f"make soak SECONDS={seconds:.0f} SEED={seed}"
+    print(f"Soaking for {seconds:.0f} s with seed {seed}. To repeat: {repeat}", flush=True)
     soak = Soak(seconds, seed)
     passed = soak.run()
     for violation in soak.violations[:20]:
         print(f"BROKEN: {violation}")
+    if not passed:
+        print("The end of the relay's log:", *(line[:200] for line in soak.relay.log.splitlines()[-50:]), sep="\n  ")
     print("Nothing lost." if passed else f"{len(soak.violations)} promises broken.")
     sys.exit(0 if passed else 1)
 

@@ -47,13 +47,13 @@ UNDELIVERABLE = {
 
 
 @pytest.mark.parametrize(("event", "reason"), UNDELIVERABLE.values(), ids=UNDELIVERABLE.keys())
-def test_202_undeliverable(client, segment, capsys, event, reason):
+def test_202_undeliverable(client, segment, capfd, event, reason):
     answer = client.post(event)
     assert answer.status_code == 202
     assert answer.json()["status"] == "dead-lettered"
     assert answer.json()["reason"].startswith(reason)
     assert segment.requests == []
-    (letter,) = letters(capsys.readouterr().err)
+    (letter,) = letters(capfd.readouterr().err)
     assert letter["event"] == event
     assert letter["reason"] == answer.json()["reason"]
     assert letter["at"].endswith("+00:00")
@@ -67,10 +67,10 @@ def test_202_segment_refuses_this_one_event(anywhere, segment, status):
     assert len(segment.requests) == 1
 
 
-def test_202_even_what_cannot_be_parsed_is_kept_whole(client, capsys):
+def test_202_even_what_cannot_be_parsed_is_kept_whole(client, capfd):
     body = b'{"metric": "m", "data": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     assert client.post(body).status_code == 202
-    (letter,) = letters(capsys.readouterr().err)
+    (letter,) = letters(capfd.readouterr().err)
     assert letter["event"] == body.decode()
 
 

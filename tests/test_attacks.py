@@ -1,0 +1,236 @@
+"""What strangers, full memory, hung disks and bad moments do to a real relay: nothing that honest webhooks notice."""
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import ROOT, environment, free_port, make_event, sign, until
+from harness import megabytes
+
+HEAD = b"POST /webhook HTTP/1.1\r\nHost: x\r\n"
+MIB = 1024 * 1024
+
+
+def connect(stack, relay):
+    return stack.enter_context(socket.create_connection(("127.0.0.1", relay.port), timeout=10))
+
+
+def webhook(number):
+    body = json.dumps(make_event(number)).encode()
+    lines = {**sign(body), "Content-Length": len(body)}
+    return HEAD + b"".join(f"{name}: {value}\r\n".encode() for name, value in lines.items()) + b"\r\n" + body
+
+
+def status_on(client):
+    with contextlib.closing(http.client.HTTPResponse(client)) as answer:
+        answer.begin()
+        answer.read()
+        return answer.status
+
+
+def all_answered_in_time(relay, number=20):
+    """Say whether honest webhooks are delivered before Customer.io gives up."""
+    answers = [relay.post(make_event(f"honest-{n}")) for n in range(number)]
+    return {answer.status_code for answer in answers} == {200} and all(answer.seconds < 4 for answer in answers)
+
+
+@pytest.mark.parametrize("strangers", ["chunks=4", "pages=50", "pipelines=10"])
+def test_strangers_do_not_hold_up_webhooks(start, segment, strangers):
+    relay = start(segment)
+    command = [sys.executable, ROOT / "proof/strangers.py", str(relay.port), "0", strangers]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as attack:
+        assert attack.stdout.readline() == b"started\n"
+        try:
+            assert all_answered_in_time(relay)
+        finally:
+            attack.kill()
+    assert "CRITICAL" not in relay.log  # no worker was stuck, and replaced
+
+
+def test_bodies_that_were_refused_are_not_kept(start, segment):
+    relay = start(segment, WEB_CONCURRENCY="1")
+    (pid,) = relay.workers()
+    relay.post(b"x" * 8 * MIB, headers={})
+    before = megabytes(pid)
+    for _ in range(40):
+        assert relay.post(b"x" * 8 * MIB, headers={}).status_code == 401
+    assert megabytes(pid) < before + 40
+
+
+def test_bodies_at_one_time_are_bounded(start, segment):
+    relay = start(segment, WEB_CONCURRENCY="1")
+    with contextlib.ExitStack() as stack:
+        stalled = [connect(stack, relay) for _ in range(12)]
+        for client in stalled:
+            with contextlib.suppress(OSError):  # told 503, and cut
+                client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % (8 * MIB) + b"x" * (8 * MIB - 100_000))
+        with contextlib.suppress(OSError):
+            assert status_on(stalled[-1]) == 503
+        assert all_answered_in_time(relay, 3)
+    until(lambda: relay.post(b"x" * 8 * MIB, headers={}).status_code == 401)  # there is room again
+
+
+def test_after_a_flood_that_took_all_memory_webhooks_are_delivered_again(start, segment):
+    relay = start(segment, WEB_CONCURRENCY="1")
+    assert relay.post(make_event("before")).status_code == 200
+    (pid,) = relay.workers()
+    with open(f"/proc/{pid}/statm") as statm:
+        size = int(statm.read().split()[0]) * resource.getpagesize()
+    resource.prlimit(pid, resource.RLIMIT_AS, (size + 24 * MIB, size + 24 * MIB))
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            client = connect(stack, relay)
+            with contextlib.suppress(OSError):
+                client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % (8 * MIB) + b"x" * (8 * MIB - 100_000))
+    until(lambda: "MemoryError" in relay.log)
+    until(lambda: relay.post(make_event("after")).status_code == 200)
+    assert all_answered_in_time(relay)
+    assert relay.workers() == [pid]
+
+
+def test_the_page_and_the_metrics_are_made_once_a_second(start, segment):
+    relay = start(segment, WEB_CONCURRENCY="1")
+    first = relay.get("/metrics").text
+    relay.post(make_event())
+    if relay.get("/metrics").text == first:  # asked within that second
+        until(lambda: relay.get("/metrics").text != first)
+    pages = {relay.get("/", headers={"Host": f"{number}.example"}).text for number in range(5)}
+    assert len({re.sub(r"\d\.example", "", page) for page in pages}) <= 2
+    assert len(pages) == 5  # each with the address that was asked for
+
+
+def test_clients_that_never_read_are_let_go_and_hold_up_no_stop(start, segment):
+    relay = start(segment, WEB_CONCURRENCY="1")
+    (pid,) = relay.workers()
+    connections = len(os.listdir(f"/proc/{pid}/fd"))
+    with contextlib.ExitStack() as stack:
+        for _ in range(10):
+            client = connect(stack, relay)
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    client.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        until(lambda: len(os.listdir(f"/proc/{pid}/fd")) <= connections + 1, 20)
+        assert relay.post(make_event()).status_code == 200
+        assert relay.stop() < 8
+    assert "Traceback" not in relay.log
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_webhook_that_arrives_while_the_worker_leaves_is_answered(start, segment, pieces):
+    segment.latency = 0.3
+    relay = start(segment, WEB_CONCURRENCY="1")
+    answers = []
+
+    def send(client, number, stopped_at):
+        raw = webhook(number)
+        client.sendall(raw)
+        status_on(client)
+        stopped.wait(10)
+        # Around the moment, two seconds later, when idle connections are closed.
+        delay = stopped_at() + 1.7 + number * 0.02 - time.monotonic()
+        threading.Event().wait(max(0, delay))
+        with contextlib.suppress(OSError):
+            client.sendall(raw[: len(raw) // pieces])
+            if pieces == 2:
+                threading.Event().wait(0.05)
+                client.sendall(raw[len(raw) // 2 :])
+            answers.append(status_on(client))
+
+    stopped = threading.Event()
+    moment = []
+    with contextlib.ExitStack() as stack:
+        clients = [connect(stack, relay) for _ in range(14)]
+        with ThreadPoolExecutor(len(clients)) as pool:
+            jobs = [pool.submit(send, client, number, lambda: moment[0]) for number, client in enumerate(clients)]
+            until(lambda: len(segment.kept) == len(clients))
+            moment.append(time.monotonic())
+            relay.process.send_signal(signal.SIGTERM)
+            stopped.set()
+            for job in jobs:
+                job.result()
+    assert answers == [200] * 14
+    assert relay.process.wait(10) == 0
+
+
+UNREAD = {
+    "too large": (HEAD + b"Content-Length: %d\r\n\r\n" % (9 * MIB), 413),
+    "too large, in chunks": (HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + b"100000\r\n" + b"x" * MIB + b"\r\n", 413),
+    "another route": (b"POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (40 * MIB), 404),
+    "chunks that are wrong": (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", 503),
+    "stalled": (HEAD + b"Content-Length: 1000\r\n\r\n{", 503),
+}
+
+
+@pytest.mark.parametrize(("request_", "status"), UNREAD.values(), ids=UNREAD.keys())
+def test_a_body_that_is_not_read_ends_the_connection_and_the_answer_says_so(relay, segment, request_, status):
+    with contextlib.ExitStack() as stack:
+        client = connect(stack, relay)
+        client.sendall(request_)
+        if b"100000\r\n" in request_:
+            for _ in range(8):
+                with contextlib.suppress(OSError):
+                    client.sendall(b"100000\r\n" + b"x" * MIB + b"\r\n")
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        assert (answer.status, answer.headers["Connection"]) == (status, "close")
+        answer.read()
+        assert client.recv(1) == b""
+
+
+def test_dead_letters_that_wait_for_a_hung_disk_stop_nobody_else(start, segment, tmp_path):
+    path = tmp_path / "letters"
+    relay = start(
+        segment, WEB_CONCURRENCY="1", DEAD_LETTER_FILE=str(path), SEGMENT_HOST=f"http://localhost:{port(segment)}"
+    )
+    path.unlink()
+    os.mkfifo(path)  # opened for writing, it hangs until somebody reads
+    with ThreadPoolExecutor(16) as pool:
+        letters = [pool.submit(relay.post, make_event(number, metric=None)) for number in range(16)]
+        segment.faults.extend(["close"] * 2)  # so that names are looked up again
+        relay.post(make_event("first"))
+        assert all_answered_in_time(relay, 5)
+        answers = [letter.result() for letter in letters]
+    assert {(answer.status_code, answer.json()["reason"]) for answer in answers} == {(503, "the disk is too slow")}
+    assert all(answer.seconds < 4 for answer in answers)
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb"):
+        path.unlink()
+    until(lambda: relay.post(make_event(metric=None)).status_code == 202)
+
+
+def port(segment):
+    return int(segment.url.rsplit(":", 1)[1])
+
+
+def test_lines_of_all_workers_are_whole(start, segment):
+    relay = start(segment, WEB_CONCURRENCY="3")
+    letters = [make_event(number, metric=None, pad="x" * 33_000) for number in range(100)]
+    with ThreadPoolExecutor(12) as pool:
+        assert {answer.status_code for answer in pool.map(relay.post, letters)} == {202}
+    relay.stop()
+    lines = [line for line in relay.whole_log().splitlines() if not line.startswith("[2")]
+    kept = [json.loads(line)["event"]["event_id"] for line in lines]
+    assert sorted(kept) == sorted(letter["event_id"] for letter in letters)
+
+
+@pytest.mark.parametrize("limit", [64, 124, 200])
+def test_too_few_open_files_are_a_message_at_the_start(limit):
+    gunicorn = f'ulimit -n {limit}; exec "{sys.executable}" -m gunicorn "app:create_app()"'
+    env = environment(None, {"PATH": os.environ["PATH"], "PORT": str(free_port())})
+    done = subprocess.run(
+        ["sh", "-c", gunicorn], cwd=ROOT, env=env, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert done.returncode == 1
+    assert "open files" in done.stderr + done.stdout or "files open" in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
