@@ -14,13 +14,7 @@ help: ## List the targets
 install: .venv/run ## Install what the relay runs on
 
 run: .venv/run ## Run the relay without keys; it prints track calls and sends nothing (PORT=8080)
-	@echo
-	@echo "The relay runs at http://localhost:$(PORT) with DRY_RUN=1: nothing is sent to Segment."
-	@echo "Open that address in a browser, or send a webhook from another terminal:"
-	@echo
-	@echo "  curl -d @tests/events/legacy.json http://localhost:$(PORT)/webhook"
-	@echo
-	@PORT=$(PORT) DRY_RUN=1 exec .venv/bin/gunicorn "app:create_app()"
+	@PORT=$(PORT) exec .venv/bin/python -m ops.try_out
 
 test: .venv/dev ## Run all tests
 	.venv/bin/python -m pytest

@@ -4,32 +4,35 @@ import logging
 import os
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
-from time import monotonic, time
+from time import time
 from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import Flask, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from body import MAX_BODY, Bodies, BodyTooLarge
 from config import Config
 from dead_letters import DeadLetters
-from delivery import Delivery, RetryLater
+from delivery import Delivery, Rejected, RetryLater
+from key_check import KeyCheck, check_call
 from ops import page
+from ops.inspector import Inspector
 from ops.metrics import Metrics
+from ops.observe import observe
 from segment_client import SegmentClient
 from shared import Shared, of_service
 from signature import BadSignature, verify
 from translate import NotAnObject, Undeliverable, parse, translate
+from webhook import current
 
 # Customer.io gives up after 4 s (docs.customer.io, Reporting webhooks, "Timeouts and failures").
 # Half a second is left for the way there and back.
 DEADLINE = 3.5  # seconds, from a webhook's arrival to our answer
 TO_ANSWER = 0.1  # seconds of those, to say so when Segment didn't answer
 
-log = logging.getLogger("relay")
+Answer = tuple[dict[str, str], int]
 
 
 def create_app(config: Config | None = None, shared: Shared | None = None) -> Flask:
@@ -41,54 +44,52 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     shared = shared or of_service()
     mapping = config.mapping()
     segment = SegmentClient(config.segment_write_key, config.segment_host)
-    delivery = Delivery(segment.upload, shared.pause)
+    metrics = Metrics(shared, config)
+    delivery = Delivery(metrics.counted(segment.upload), shared.pause)
+    key_check = KeyCheck(lambda seconds: segment.upload([segment.to_message(check_call(config.event_prefix))], seconds))
     letters = DeadLetters(config.dead_letter_file)
-    metrics = Metrics(shared)
     bodies = Bodies()
+    inspector = Inspector(config)
     app = Flask(__name__, static_folder=None)
+    observe(app, config, metrics, inspector)
 
     @app.post("/webhook", provide_automatic_options=False)
-    def webhook() -> ResponseReturnValue:
-        g.arrived = monotonic()
-        g.body = body = bodies.read(request, DEADLINE)
-        if config.signing_keys:
-            timestamp, signature = request.headers.get("X-CIO-Timestamp"), request.headers.get("X-CIO-Signature")
-            verify(body, timestamp or "", signature or "", config.signing_keys, time())
-        event = parse(body)
-        call = translate(event, received=datetime.now(UTC), **mapping)
-        message = segment.to_message(call)
-        if config.dry_run:
-            page.show(event, message)
-        else:
-            delivery.deliver(message, g.arrived + DEADLINE - TO_ANSWER)
-        # Segment has it. Nothing above this line answers 200.
+    def receive() -> ResponseReturnValue:
+        webhook = current()
+        with bodies.read(request, DEADLINE) as webhook.body:
+            if config.signing_keys:
+                timestamp, signature = request.headers.get("X-CIO-Timestamp"), request.headers.get("X-CIO-Signature")
+                verify(webhook.body, timestamp or "", signature or "", config.signing_keys, time())
+            webhook.event = parse(webhook.body)
+            call = translate(webhook.event, received=datetime.now(UTC), **mapping)
+            webhook.message = message = segment.to_message(call)
+            if config.dry_run:
+                return answer(200, "dry-run", message_id=message.id)
+            delivery.deliver(message, webhook.arrived + DEADLINE - TO_ANSWER)
+        # Segment has it. Nothing above this line answers "delivered".
+        key_check.accepted()
         return answer(200, "delivered", message_id=message.id)
+
+    @app.errorhandler(Rejected)
+    def rejected_by_segment(error: Rejected) -> ResponseReturnValue:
+        if error.status == 400:
+            try:
+                key_check.rejected(current().arrived + DEADLINE - TO_ANSWER)
+            except RetryLater as wrong_key:
+                return retry_later(wrong_key)
+        return dead_letter(Undeliverable(str(error), "segment_rejects"))
 
     @app.errorhandler(Undeliverable)
     def dead_letter(error: Undeliverable) -> ResponseReturnValue:
         # Genuine, but refusing it would hold up every later event for seven days.
-        reason = str(error)
         try:
-            event = letters.keep(g.body, reason, g.arrived + DEADLINE)
+            letters.keep(current().body, str(error), current().arrived + DEADLINE)
         except RetryLater as not_kept:
             return retry_later(not_kept)
-        if config.dry_run:
-            page.show(event, reason)
-        return answer(202, "dead-lettered", reason=reason)
-
-    @app.after_request
-    def count(response: Response) -> Response:
-        if request.endpoint == "webhook" and "outcome" in g:
-            with suppress(Exception):  # whatever becomes of the counts, the answer stands
-                metrics.answered(g.outcome, g.reason_code, monotonic() - g.arrived)
-        return response
-
-    @app.teardown_request
-    def release(_: BaseException | None) -> None:
-        bodies.release(g.pop("body", b""))
+        return answer(202, "dead-lettered", error.code, reason=str(error))
 
     app.add_url_rule("/health", view_func=health, provide_automatic_options=False)
-    app.register_blueprint(page.blueprint(config, metrics, shared.started))
+    app.register_blueprint(page.blueprint(config, metrics, shared.started, inspector))
     for error, handler in HANDLERS.items():
         app.register_error_handler(error, handler)
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the status first
@@ -98,34 +99,34 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     return app
 
 
-def answer(code: int, status: str, reason_code: str = "", **more: Any) -> tuple[dict[str, Any], int]:
-    """Return a webhook's response; `reason_code` is for the metrics."""
-    g.outcome, g.reason_code = status, reason_code
-    return {"status": status, **more}, code
+def answer(code: int, status: str, reason_code: str = "", **more: str) -> Answer:
+    """Return a webhook's answer. `reason_code` is the reason for metrics and log."""
+    webhook = current()
+    webhook.status, webhook.code, webhook.reason = status, reason_code, more.get("reason", "")
+    return {"status": status} | more, code
 
 
 def rejected(error: NotAnObject) -> ResponseReturnValue:
-    return answer(400, "rejected", reason=str(error))
+    return answer(400, "rejected", error.code, reason=str(error))
 
 
 def unauthorized(error: BadSignature) -> ResponseReturnValue:
-    return answer(401, "unauthorized", reason=str(error))
+    return answer(401, "unauthorized", error.code, reason=str(error))
 
 
 def too_large(error: BodyTooLarge) -> ResponseReturnValue:
-    return answer(413, "rejected", reason=f"the body is larger than {MAX_BODY:,} bytes")
+    return answer(413, "rejected", "too_large", reason=f"the body is larger than {MAX_BODY:,} bytes")
 
 
 def retry_later(error: RetryLater) -> ResponseReturnValue:
     # Not 500, 502 or 429: after those Customer.io waits an hour.
-    log.warning("not accepted: %s", error)
     return *answer(503, "retry", error.code, reason=str(error)), {"Retry-After": str(error.retry_after)}
 
 
 def unexpected(error: Exception) -> ResponseReturnValue:
     # Where it happened, but not its text: that may quote the event.
     where = "".join(traceback.format_tb(error.__traceback__))
-    log.error("unexpected %s, answered 503\n%s", type(error).__name__, where)
+    current().error = f"unexpected {type(error).__name__}, answered 503\n{where}"
     return retry_later(RetryLater("the relay failed on it", "internal"))
 
 

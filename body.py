@@ -1,13 +1,16 @@
 """Reads a webhook's body: whole, in time, and within the memory that a worker has for bodies."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from threading import Lock
+from typing import IO
 
 import gevent
 from flask import Request
 
 from delivery import RetryLater
 
-MAX_BODY = 8 * 1024 * 1024  # bytes; a whole email is far below
+MAX_BODY = 8 * 1024 * 1024  # bytes; even a whole email is far smaller
 MAX_HELD = 8 * MAX_BODY  # bytes of all the bodies that a worker holds at one time
 PIECE = 64 * 1024  # bytes
 
@@ -25,8 +28,9 @@ class Bodies:
         self._held = 0  # bytes
         self._lock = Lock()
 
-    def read(self, request: Request, seconds: float) -> bytes:
-        """Return the body of `request`, and hold it until `release`.
+    @contextmanager
+    def read(self, request: Request, seconds: float) -> Iterator[bytes]:
+        """Read the body of `request`, and hold it as long as the context lasts.
 
         Raise BodyTooLarge above MAX_BODY, and RetryLater if it doesn't arrive whole, doesn't
         arrive within `seconds`, or finds no memory left.
@@ -37,28 +41,35 @@ class Bodies:
         pieces: list[bytes] = []
         try:
             with gevent.Timeout(seconds, RetryLater("it took too long", "body")):
-                while piece := request.stream.read(PIECE):
-                    pieces.append(self._hold(piece))
-                    if sum(map(len, pieces)) > MAX_BODY:
-                        raise BodyTooLarge
-            if sum(map(len, pieces)) < expected:
+                self._read(request.stream, pieces)
+            body = b"".join(pieces)
+            if len(body) < expected:
                 raise RetryLater(NOT_WHOLE, "body")
-            return b"".join(pieces)
-        except BaseException as error:
-            self.release(*pieces)
-            if not isinstance(error, Exception) or isinstance(error, RetryLater | BodyTooLarge | MemoryError):
-                raise
-            # gunicorn has an error for each way in which chunks can be wrong.
-            raise RetryLater(NOT_WHOLE, "body") from None
+            yield body
+        finally:
+            self._release(pieces)
 
-    def _hold(self, piece: bytes) -> bytes:
+    def _read(self, stream: IO[bytes], pieces: list[bytes]) -> None:
+        size = 0
+        while piece := self._next_piece(stream):
+            pieces.append(piece)
+            size += len(piece)
+            if size > MAX_BODY:
+                raise BodyTooLarge
+
+    def _next_piece(self, stream: IO[bytes]) -> bytes:
+        try:
+            piece = stream.read(PIECE)
+        except (RetryLater, MemoryError):
+            raise
+        except Exception:  # noqa: BLE001 - gunicorn has an error for each way in which chunks can be wrong
+            raise RetryLater(NOT_WHOLE, "body") from None
         with self._lock:
             if self._held + len(piece) > MAX_HELD:
                 raise RetryLater("too many large webhooks at once", "busy")
             self._held += len(piece)
         return piece
 
-    def release(self, *bodies: bytes) -> None:
-        """Let go of bodies."""
+    def _release(self, pieces: list[bytes]) -> None:
         with self._lock:
-            self._held -= sum(map(len, bodies))
+            self._held -= sum(map(len, pieces))

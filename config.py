@@ -1,18 +1,32 @@
-"""The environment, read once: a frozen Config, or every problem at once."""
+"""Read the environment once, into a frozen Config, or report every problem at once."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 from translate import namespace
 
+VERSION = "1.0.0"
+
 SEGMENT_HOST = "https://api.segment.io"
+EU_HOST = "https://events.eu1.segmentapis.com"
 EVENT_PREFIX = "customerio:"
 
 LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LOG_FORMATS = ("text", "json")
+KEYS = ("SEGMENT_WRITE_KEY", "CUSTOMERIO_SIGNING_KEY")
+
+# What stands in an example in the place of a value.
+PLACEHOLDER = re.compile(
+    r".*(\.{3}|…).*|<.*>|\[.*\]|\{.*\}|\$.*|x{3,}|\*{3,}|your.*|(change|replace)[-_ ]?me|placeholder|todo|none|null|"
+    r"(segment[-_ ]?|customerio[-_ ]?)?(write|signing)[-_ ]?key",
+    re.IGNORECASE,
+)
+QUOTES = "\"'`“”‘’„«»"
+
 FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -26,7 +40,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True)
 class Config:
-    """What the operator decided. `warnings` are sentences to log, none with a secret in it."""
+    """The operator's settings. `warnings` are sentences to log, none with a secret in it."""
 
     # Secrets stay out of repr, and so out of tracebacks and error reports.
     segment_write_key: str = field(repr=False)
@@ -40,10 +54,11 @@ class Config:
     port: int = 8080
     workers: int = 2
     log_level: str = "info"
+    log_format: str = "text"
     warnings: tuple[str, ...] = ()
 
     def mapping(self) -> dict[str, Any]:
-        """Return the arguments of `translate` that the operator decided."""
+        """Return the arguments of `translate` that are settings."""
         return {
             "namespace": namespace(self.segment_write_key),
             "prefix": self.event_prefix,
@@ -53,41 +68,41 @@ class Config:
 
     @classmethod
     def from_env(
-        cls, env: Mapping[str, str], file_problem: Callable[[str], str | None] = lambda path: None
+        cls,
+        env: Mapping[str, str],
+        file_problem: Callable[[str], str | None] = lambda path: None,
+        needs: Collection[str] = KEYS,
     ) -> "Config":
         """Build a Config from the variables in `env`, or raise one ConfigError that lists every problem.
 
-        A variable that is set but blank counts as not set. `file_problem` says what keeps
-        a file from being appended to, or None; it is asked about DEAD_LETTER_FILE.
+        A variable that is set but blank counts as not set. `file_problem` says what keeps a file
+        from being appended to, or None; it is asked about DEAD_LETTER_FILE. `needs` names the keys
+        that must be there, unless DRY_RUN is on.
         """
         read = _Reader(env)
-        dry_run = read.flag("DRY_RUN")
-        write_key = read.text("SEGMENT_WRITE_KEY")
-        if not write_key and not dry_run:
+        write_key = read.write_key("SEGMENT_WRITE_KEY")
+        signing_keys = read.signing_keys("CUSTOMERIO_SIGNING_KEY")
+        dry_run = read.dry_run("DRY_RUN", bool(write_key and signing_keys))
+        allow_unsigned = read.flag("ALLOW_UNSIGNED")
+        if dry_run:
+            needs = ()
+        if "SEGMENT_WRITE_KEY" in needs and not read.text("SEGMENT_WRITE_KEY"):
             read.problems.append(
                 "SEGMENT_WRITE_KEY is not set. In Segment: Connections > Sources > your source > Settings > API Keys."
             )
-        elif write_key and not re.fullmatch(r"[A-Za-z0-9]{32}", write_key):
-            read.warnings.append(
-                "SEGMENT_WRITE_KEY does not look like a write key (32 letters and digits). "
-                "Segment answers 200 to wrong keys and drops the events."
-            )
-
-        signing_keys = read.names("CUSTOMERIO_SIGNING_KEY")
-        allow_unsigned = read.flag("ALLOW_UNSIGNED")
         if signing_keys and allow_unsigned:
             read.warnings.append(
                 "ALLOW_UNSIGNED has no effect: CUSTOMERIO_SIGNING_KEY is set, so signatures are checked."
             )
         elif allow_unsigned:
-            read.warnings.append("ALLOW_UNSIGNED is on: anybody who finds the address can send events to Segment.")
-        elif not signing_keys and not dry_run:
+            read.warnings.append("ALLOW_UNSIGNED is on: anyone who finds the address can send events to Segment.")
+        elif "CUSTOMERIO_SIGNING_KEY" in needs and not read.names("CUSTOMERIO_SIGNING_KEY"):
             read.problems.append(
                 "CUSTOMERIO_SIGNING_KEY is not set. In Customer.io: Integrations > Reporting Webhooks > your webhook. "
-                "(ALLOW_UNSIGNED=1 goes without, and takes events from anybody.)"
+                "(ALLOW_UNSIGNED=1 runs without one, and takes events from anyone.)"
             )
 
-        dead_letter_file = read.text("DEAD_LETTER_FILE") or None
+        dead_letter_file = read.unquoted("DEAD_LETTER_FILE") or None
         if dead_letter_file and (why := file_problem(dead_letter_file)):
             read.problems.append(f"DEAD_LETTER_FILE cannot be appended to: {why}.")
 
@@ -95,15 +110,15 @@ class Config:
             segment_write_key=write_key,
             signing_keys=signing_keys,
             segment_host=read.host("SEGMENT_HOST"),
-            # Not stripped: a prefix may end in a space, and an empty one means none.
-            event_prefix=env.get("EVENT_PREFIX", EVENT_PREFIX),
-            omit_properties=frozenset(read.names("OMIT_PROPERTIES")),
+            event_prefix=read.prefix("EVENT_PREFIX"),
+            omit_properties=read.omitted("OMIT_PROPERTIES"),
             echo_to_customerio=read.flag("ECHO_TO_CUSTOMERIO"),
             dead_letter_file=dead_letter_file,
             dry_run=dry_run,
             port=read.number("PORT", 8080, 1, 65535),
-            workers=read.number("WEB_CONCURRENCY", 2, 1, 64),
+            workers=read.workers("WEB_CONCURRENCY"),
             log_level=read.choice("LOG_LEVEL", "info", LOG_LEVELS),
+            log_format=read.choice("LOG_FORMAT", "text", LOG_FORMATS),
             warnings=tuple(read.warnings),
         )
         if read.problems:
@@ -122,8 +137,70 @@ class _Reader:
     def text(self, name: str) -> str:
         return self._env.get(name, "").strip()
 
+    def unquoted(self, name: str) -> str:
+        value = self.text(name)
+        if value and value[0] in QUOTES and value[-1] in QUOTES:
+            self.problems.append(f"{name} has quotes around its value: set it without them.")
+        return value
+
     def names(self, name: str) -> tuple[str, ...]:
         return tuple(part.strip() for part in self.text(name).split(",") if part.strip())
+
+    def omitted(self, name: str) -> frozenset[str]:
+        names = self.names(name)
+        if any(part[0] in QUOTES or part[-1] in QUOTES for part in names):
+            self.problems.append(f"{name} has quotes in it: set it to the names alone, like recipient,subject.")
+        return frozenset(names)
+
+    def prefix(self, name: str) -> str:
+        # Not stripped: a prefix may end in a space, and an empty one means none.
+        value = self._env.get(name, EVENT_PREFIX)
+        self.unquoted(name)
+        if not value.isprintable():
+            self.problems.append(f"{name} has a control character in it, like a line break: set it again.")
+        return value
+
+    def write_key(self, name: str) -> str:
+        key = self.text(name)
+        if not key:
+            return ""
+        if wrong := _wrong_key(key):
+            self.problems.append(f"{name} {wrong}. Copy it again from Segment: your source > Settings > API Keys.")
+        elif not re.fullmatch(r"[!-~]{6,51}", key):
+            self.problems.append(f"{name} is not a write key: those have 6 to 51 printable characters.")
+        elif not re.fullmatch(r"[A-Za-z0-9]{32}", key):
+            self.warnings.append(
+                f"{name} does not look like a write key (32 letters and digits). "
+                "Segment answers 200 to wrong keys and drops the events."
+            )
+        return key
+
+    def signing_keys(self, name: str) -> tuple[str, ...]:
+        keys = self.names(name)
+        wrong = next(filter(None, map(_wrong_key, keys)), None)
+        if wrong:
+            self.problems.append(
+                f"{name} {wrong}. Copy it again from Customer.io: Reporting Webhooks > your webhook. "
+                "Two keys are separated by a comma."
+            )
+        return keys
+
+    def dry_run(self, name: str, both_keys: bool) -> bool:
+        forced = self.text(name).lower() == "force"
+        on = forced or self.flag(name)
+        if on and both_keys and not forced:
+            self.problems.append(
+                f"{name} is on while both keys are set: webhooks would be answered with 200, and their events be gone. "
+                f"Unset {name} to deliver them, or set {name}=force."
+            )
+        if on:
+            self.warnings.append(f"{name} is on: nothing is sent to Segment, and the events are not kept.")
+        return on
+
+    def workers(self, name: str) -> int:
+        if name in self._env and not self.text(name):  # gunicorn itself reads it, and fails
+            self.problems.append(f"{name} is set but blank: set it to a number, or unset it.")
+        return self.number(name, 2, 1, 64)
 
     def flag(self, name: str) -> bool:
         value = self.text(name).lower()
@@ -163,5 +240,16 @@ class _Reader:
                 f"{name} is a URL without a path: {SEGMENT_HOST} or, in the EU, https://events.eu1.segmentapis.com."
             )
         elif url.scheme == "http" and url.hostname not in LOOPBACK:
-            self.warnings.append(f"{name} is not https: the write key and every event travel readably.")
+            self.warnings.append(f"{name} is not https: the write key and every event are sent in clear text.")
         return value.rstrip("/")
+
+
+def _wrong_key(key: str) -> str | None:
+    """Return what is wrong with a key whoever issued it, or None."""
+    if any(character in QUOTES for character in key):
+        return "has quotes in it"
+    if PLACEHOLDER.fullmatch(key):
+        return "is still the placeholder of an example"
+    if not key.isprintable() or " " in key:
+        return "has a blank or a control character in it"
+    return None

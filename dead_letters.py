@@ -1,9 +1,8 @@
-"""Keeps what Segment can never take: whole, one JSON line each, on the log or in a file."""
+"""Keep events that Segment can never take: one JSON line each, on the log or in a file."""
 
 import errno
 import fcntl
 import json
-import logging
 import os
 from datetime import UTC, datetime
 from threading import BoundedSemaphore
@@ -18,8 +17,6 @@ from translate import Undeliverable, parse
 
 # gevent has ten threads, which look up names too: a hung disk must not hold them all.
 WRITERS = 4
-
-log = logging.getLogger("relay")
 
 
 class DeadLetters:
@@ -46,9 +43,8 @@ class DeadLetters:
                 self._append(letter.encode() + b"\n", deadline)
             except OSError as error:
                 raise RetryLater(f"the dead letter could not be kept: {error.strerror}", "dead_letter") from None
-            log.warning("dead letter kept in %s: %s", self._path, reason)
         else:
-            # Past the logger: it is part of the log whatever LOG_LEVEL says.
+            # Bypass the logger: LOG_LEVEL must not hide it.
             logs.stream().write(letter + "\n")
         return event
 
@@ -71,7 +67,7 @@ def line(event: Any, reason: str) -> str:
 
 
 def file_problem(path: str) -> str | None:
-    """Return what keeps `path` from being appended to, or None; makes the file if there is none."""
+    """Return why `path` can't be appended to, or None. Creates the file if it is missing."""
     try:
         os.close(_open(path))
     except (OSError, ValueError) as error:
@@ -80,7 +76,7 @@ def file_problem(path: str) -> str | None:
 
 
 def _open(path: str) -> int:
-    # For the owner alone: dead letters are the one place where personal data is kept.
+    # Readable by its owner only: dead letters contain personal data.
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 

@@ -1,7 +1,7 @@
 """Shared, acknowledged delivery: a message waits for Segment's answer to the upload that carries it.
 
-`threading` only: gunicorn's gevent worker turns these threads into greenlets; under any other
-server they are real ones. This module knows neither HTTP nor Segment's client.
+It uses `threading`: gunicorn's gevent worker turns the threads into greenlets; elsewhere they are
+real ones. This module knows neither HTTP nor Segment's client.
 """
 
 from collections import deque
@@ -12,10 +12,8 @@ from threading import Event, Lock, Thread
 from time import monotonic
 from typing import NamedTuple, Protocol
 
-from translate import Undeliverable
-
-# Segment takes 2,500 events and 500 KB a request; its own client stays at 100 and 475,000, and so
-# do we. A thousand bytes are left for what surrounds the events: the time and the write key.
+# Segment takes 2,500 events and 500 KB a request. Its own client stays at 100 and 475,000 bytes,
+# as does the relay; 1,000 of them are for the envelope, with the time and the write key.
 MAX_BATCH = 100  # messages
 MAX_BATCH_BYTES = 474_000
 
@@ -46,7 +44,11 @@ class RateLimited(RetryLater):
 
 
 class Rejected(Exception):
-    """Segment refuses the upload for good, because of at least one event in it."""
+    """Segment refuses the upload for good, because of at least one event in it (or of the key)."""
+
+    def __init__(self, reason: str, status: int):
+        super().__init__(reason)
+        self.status = status
 
 
 class Message(NamedTuple):
@@ -82,7 +84,7 @@ class Delivery:
 
     A lone message goes at once. While MAX_UPLOADS uploads are out, messages queue up, and the
     next upload takes them all. There is no timer and nothing to tune. A message belongs to the
-    request that waits for it: if a worker dies, nobody was told 200, and Customer.io sends again.
+    request that waits for it: if a worker dies, so does the request, and Customer.io sends it again.
 
     The lock guards the queue and the number of uploads, and is never held while anything waits.
     """
@@ -98,8 +100,8 @@ class Delivery:
     def deliver(self, message: Message, deadline: float) -> None:
         """Return once Segment has accepted `message`.
 
-        Raise Undeliverable if Segment rejects this very message, and RetryLater if it hasn't
-        accepted the message by `deadline` (on the monotonic clock).
+        Raise Rejected if Segment rejects this message, and RetryLater if it hasn't accepted it by
+        `deadline` (on the monotonic clock).
         """
         pending = Pending(message, deadline)
         try:
@@ -109,8 +111,6 @@ class Delivery:
                 raise RetryLater("Segment did not answer in time", "timeout")
             if pending.error:
                 raise pending.error
-        except Rejected as error:
-            raise Undeliverable(str(error)) from None
         finally:
             if not pending.done.is_set():
                 self._leave(pending)
@@ -151,7 +151,7 @@ class Delivery:
 
     def _send(self, batch: list[Pending]) -> None:
         """Upload `batch` and tell each request how its own message fared."""
-        # Not accepted until proven otherwise: whatever ends this thread, nobody is told 200.
+        # Assume failure: if this thread dies, no request gets a 200.
         error: Exception | None = RetryLater("the upload was interrupted", "interrupted")
         try:
             try:
@@ -185,7 +185,7 @@ class Delivery:
 
 
 def fitting(messages: Iterable[Message]) -> int:
-    """Return how many of the first messages one upload may carry: at least one, if there are any."""
+    """Return how many of the first messages one upload can carry: at least one, if there are any."""
     room = MAX_BATCH_BYTES
     count = 0
     for message in messages:

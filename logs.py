@@ -1,23 +1,40 @@
-"""The log that all workers share: each line whole, whatever its length."""
+"""The log that all workers share: whole lines, text or JSON, and no line over and over again."""
 
 import fcntl
+import json
 import logging
 import os
 import tempfile
+from datetime import UTC, datetime
 from functools import cache
+from threading import Timer
 
 STDERR = 2
+REPEAT_AFTER = 10  # seconds
 
 # As gunicorn's own lines look.
-FORMAT = "%(asctime)s [%(process)d] [%(levelname)s] %(message)s"
-DATES = "[%Y-%m-%d %H:%M:%S %z]"
+TEXT = logging.Formatter("%(asctime)s [%(process)d] [%(levelname)s] %(message)s", "[%Y-%m-%d %H:%M:%S %z]")
+
+
+class Json(logging.Formatter):
+    """One JSON object a line: `time`, `level`, `message`, and `reason` and `count` where there are any."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)  # with a traceback, if there is one
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "message": message,
+        }
+        more = {name: getattr(record, name) for name in ("reason", "count") if hasattr(record, name)}
+        return json.dumps(line | more)
 
 
 class Stream:
     """Standard error, for one line at a time.
 
     A pipe takes 4,096 bytes at once. Longer lines of several workers would get mixed up, so each
-    line holds a lock, which the kernel lets go of if its worker is killed.
+    line holds a lock, which the kernel releases if the worker is killed.
     """
 
     def __init__(self) -> None:
@@ -33,7 +50,7 @@ class Stream:
             fcntl.lockf(self._lock, fcntl.LOCK_UN)
 
     def flush(self) -> None:
-        """Nothing is kept back."""
+        """Nothing is buffered."""
 
 
 @cache
@@ -42,11 +59,40 @@ def stream() -> Stream:
     return Stream()
 
 
-def set_up(level: str) -> None:
-    """Send our lines and gunicorn's to the stream, in the same form."""
-    handler = logging.StreamHandler(stream())
-    handler.setFormatter(logging.Formatter(FORMAT, DATES))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
-    for gunicorns in logging.getLogger("gunicorn.error").handlers:
-        if isinstance(gunicorns, logging.StreamHandler):
-            gunicorns.setStream(stream())
+def set_up(level: str, form: str) -> None:
+    """Send our lines and gunicorn's to the stream, in the same form: "text" or "json"."""
+    formatter = Json() if form == "json" else TEXT
+    if not logging.root.handlers:
+        logging.basicConfig(level=level.upper(), handlers=[logging.StreamHandler(stream())])
+    for handler in logging.root.handlers + logging.getLogger("gunicorn.error").handlers:
+        handler.setFormatter(formatter)
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(stream())
+
+
+class Repeats:
+    """Logs a reason at once, and then at most every REPEAT_AFTER seconds, with the number of times."""
+
+    def __init__(self, log: logging.Logger):
+        self._log = log
+        self._times: dict[tuple[str, str], int] = {}  # since its last line, for each reason that had one lately
+
+    def __call__(self, level: int, message: str, outcome: str, code: str) -> None:
+        """Log `message` for a reason: what became of the webhook, and why, both short codes."""
+        reason = outcome, code
+        if reason in self._times:
+            self._times[reason] += 1
+        else:
+            self._write(level, message, reason, 1)
+
+    def _write(self, level: int, message: str, reason: tuple[str, str], times: int) -> None:
+        self._times[reason] = 0
+        again = f" ({times} times in {REPEAT_AFTER} s)" if times > 1 else ""
+        self._log.log(level, message + again, extra={"reason": reason[1], "count": times})
+        timer = Timer(REPEAT_AFTER, self._repeat, (level, message, reason))
+        timer.daemon = True
+        timer.start()
+
+    def _repeat(self, level: int, message: str, reason: tuple[str, str]) -> None:
+        if times := self._times.pop(reason):
+            self._write(level, message, reason, times)

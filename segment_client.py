@@ -1,8 +1,8 @@
-"""Everything that knows Segment: what it accepts, one upload, and what each of its answers means.
+"""Segment: what it accepts, one upload, and what each of its answers means.
 
 segment-analytics-python makes every message (`Client.track`). The upload itself is a plain
 `requests.Session`: the client's own `post` has one session for the whole process, which follows
-redirects and lets a .netrc replace the write key. tests/test_segment_client.py holds that both
+redirects and lets a .netrc replace the write key. tests/test_segment_client.py verifies that both
 send the same bytes.
 """
 
@@ -24,12 +24,13 @@ import requests
 from segment.analytics.client import Client
 from segment.analytics.request import parse_retry_after
 from segment.analytics.version import VERSION
+from urllib3.exceptions import HTTPError
 
 from delivery import Message, RateLimited, Rejected, RetryLater, TransientError
 from translate import Undeliverable
 
-# Segment rejects an event above 32 KB. Its clients disagree whether that is 32,768 or 32,000
-# bytes, so the smaller one holds.
+# Segment rejects an event above 32 KB. Its clients disagree on whether that is 32,768 or 32,000
+# bytes: use the smaller.
 MAX_EVENT_BYTES = 32_000
 
 # An event that is too large loses these first: message bodies, and all attributes of a person.
@@ -97,8 +98,8 @@ class SegmentClient:
     def to_message(self, call: dict[str, Any]) -> Message:
         """Return the message for these keyword arguments of `Client.track`.
 
-        It is strict JSON of at most MAX_EVENT_BYTES: what is too large goes without its bulk,
-        and says so in `context.omitted_properties`. Raise Undeliverable for an event that is too
+        It is strict JSON of at most MAX_EVENT_BYTES: an event that is too large loses its bulk,
+        listed in `context.omitted_properties`. Raise Undeliverable for an event that is too
         large even so, or nested too deeply.
         """
         try:
@@ -109,20 +110,20 @@ class SegmentClient:
             if len(text) > MAX_EVENT_BYTES:
                 text = self._track(shrink(call, len(text) - MAX_EVENT_BYTES))
         except RecursionError:
-            raise Undeliverable("it is nested too deeply") from None
+            raise Undeliverable("it is nested too deeply", "too_deep") from None
         if len(text) > MAX_EVENT_BYTES:
-            raise Undeliverable(TOO_LARGE)
+            raise Undeliverable(TOO_LARGE, "too_large")
         return Message(call["message_id"], text)
 
     def _track(self, call: dict[str, Any]) -> str:
-        """Return the message that the client makes of `call`, as JSON; about as long a text if it makes none."""
+        """Return the client's message for `call`, as JSON, or a text as long if it is too large for the client."""
         # The client writes context.library into the dict it is given.
         call = call | {"context": dict(call["context"])}
         try:
             _, message = self._client.track(**call)
         except RecursionError:  # is a RuntimeError
             raise
-        except RuntimeError:  # above 32,768 bytes; its text quotes the event
+        except RuntimeError:  # above 32,768 bytes; the error quotes the event
             return json.dumps(call, default=str) + " " * 200  # a message is some 150 bytes longer
         return json.dumps(message)
 
@@ -136,7 +137,7 @@ class SegmentClient:
         try:
             self._post(session, messages, max(seconds, 0.001))
         except BaseException:
-            # Only after a success is it certain that no other answer follows on the connection.
+            # After a failure, another answer might still arrive on this connection.
             session.close()
             raise
         self._idle.append((session, opened))
@@ -175,7 +176,7 @@ class SegmentClient:
                 answered = True
         except requests.ReadTimeout:
             pass
-        except requests.RequestException:
+        except (OSError, HTTPError):  # requests' errors are OSErrors; some of urllib3's get past it
             self._reconnect()
             raise TransientError("the connection to Segment failed", "connection") from None
         if not answered:
@@ -202,7 +203,7 @@ def check(response: requests.Response) -> None:
     """Return if Segment says that it has the upload; raise what its answer means if not."""
     status = response.status_code
     if status in (400, 413):
-        raise Rejected(f"Segment refuses it ({status})")
+        raise Rejected(f"Segment refuses it ({status})", status)
     if status == 429:
         raise RateLimited(parse_retry_after(response) or 1)
     if status in (401, 403):
@@ -213,7 +214,7 @@ def check(response: requests.Response) -> None:
         raise RetryLater("Segment's address redirects elsewhere: check SEGMENT_HOST", "redirect")
     if not 200 <= status < 300:
         raise RetryLater(f"Segment answered {status}", f"segment_{status}")
-    if not response.content:  # http.client takes a head that is cut off for a whole one
+    if not response.content:  # http.client accepts a truncated head
         raise TransientError("the connection to Segment failed", "connection")
     try:
         answer = json.loads(response.content)
@@ -226,9 +227,9 @@ def check(response: requests.Response) -> None:
 
 
 def scrub(value: Any) -> Any:
-    """Return `value` as strict JSON can hold it: NaN and infinities null, lone surrogates replaced.
+    """Return `value` as strict JSON allows it: NaN and infinities null, lone surrogates replaced.
 
-    Raises RecursionError on what nests too deeply.
+    Raise RecursionError if it nests too deeply.
     """
     if isinstance(value, str):
         return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
@@ -244,9 +245,9 @@ def scrub(value: Any) -> Any:
 def shrink(call: dict[str, Any], excess: int) -> dict[str, Any]:
     """Return `call` without its largest parts, at least `excess` bytes (as JSON) shorter.
 
-    Bulk goes first, then the largest; what says which message, person and campaign it was
-    stays, and `context.omitted_properties` names what went (parts of the context as
-    "context.name"). Raises Undeliverable when nothing is left to leave out.
+    Bulk goes first, then the largest. What identifies the message, the person and the campaign
+    stays. `context.omitted_properties` names what went (parts of the context as "context.name").
+    Raise Undeliverable if nothing more can be left out.
     """
     properties, context = dict(call["properties"]), dict(call["context"])
     parts = []
@@ -255,7 +256,7 @@ def shrink(call: dict[str, Any], excess: int) -> dict[str, Any]:
             size = len(json.dumps({name: value}))
             bulk = owner is properties and name in BULK
             essential = name in IDENTIFYING or (owner is context and name in CONTEXT_KEPT)
-            # Nothing that identifies is this long, whatever it is called.
+            # No identifier is this long, whatever its name.
             if not essential or size > 1_000:
                 parts.append((essential, not bulk, -size, label + name, owner, name))
     parts.sort(key=lambda part: part[:3])
@@ -273,7 +274,7 @@ def shrink(call: dict[str, Any], excess: int) -> dict[str, Any]:
             named.append(label[:MAX_OMITTED_NAME])
             excess += len(json.dumps(named[-1])) + len(", ")
     if excess > 0:
-        raise Undeliverable(TOO_LARGE)
+        raise Undeliverable(TOO_LARGE, "too_large")
     if omitted > len(named):
         named.append(f"and {omitted - len(named)} more")
     context["omitted_properties"] = named

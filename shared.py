@@ -1,21 +1,21 @@
-"""What all workers share: memory that is mapped before they are forked, and gone when they are."""
+"""Memory that all workers share, mapped before they are forked."""
 
 import mmap
 from collections.abc import Sequence
 from functools import cache
 from time import monotonic, time
 
-ROWS = 256  # twice the most workers there may be, since a reload runs old and new ones together
+ROWS = 256  # twice the maximum number of workers: a reload runs old and new ones together
 COLUMNS = 2048  # numbers a worker
 
 MAX_PAUSE = 5  # seconds, whatever Segment's Retry-After says
 
 
 class Counts:
-    """A table of numbers, with a row for each worker, which alone writes to it.
+    """A table of numbers, with a row for each worker.
 
-    So counting needs no lock, and loses nothing. The row of a worker that is gone goes to the
-    next one, which counts on from there.
+    Only that worker writes to it, so counting needs no lock. A new worker takes over the row of
+    one that has exited, and adds to it.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class Counts:
         self._rows_used[0] = max(self._rows_used[0], row + 1)
 
     def column(self, column: int) -> Sequence[float]:
-        """Return this number of each worker."""
+        """Return one column: this number for every worker."""
         return self._cells[column : self._rows_used[0] * COLUMNS : COLUMNS].tolist()
 
 
 class Pause:
-    """For how long no worker may call Segment, after a 429."""
+    """How long no worker may call Segment, after a 429."""
 
     def __init__(self) -> None:
         self._until = memoryview(mmap.mmap(-1, 8)).cast("d")  # on the monotonic clock, which is the machine's
@@ -57,5 +57,5 @@ class Shared:
 
 @cache
 def of_service() -> Shared:
-    """Return what this process shares with its relatives. gunicorn.conf.py calls it before it forks."""
+    """Return the memory of this service. gunicorn.conf.py calls it before it forks the workers."""
     return Shared()

@@ -1,4 +1,4 @@
-"""Did Customer.io sign these bytes, and lately enough? Pure."""
+"""Did Customer.io sign these bytes, and recently enough? Pure."""
 
 import hmac
 import re
@@ -11,11 +11,15 @@ ACCEPTED_FOR = 8 * 24 * 3600  # seconds, into the past and into the future
 
 
 class BadSignature(Exception):
-    """Not signed by us and Customer.io, or not lately. `str()` says which, and nothing secret."""
+    """The signature is missing, wrong or too old. `str()` says which, `code` says it for metrics; neither is secret."""
+
+    def __init__(self, reason: str, code: str):
+        super().__init__(reason)
+        self.code = code
 
 
 def verify(body: bytes, timestamp: str, signature: str, keys: tuple[str, ...], now: float) -> None:
-    """Return quietly if one of `keys` signed exactly these bytes; raise BadSignature if not.
+    """Return if one of `keys` signed exactly these bytes; raise BadSignature if not.
 
     `timestamp` and `signature` are the headers X-CIO-Timestamp (unix seconds) and
     X-CIO-Signature (hex), "" where they are missing; any text is allowed. `now` is in
@@ -24,9 +28,9 @@ def verify(body: bytes, timestamp: str, signature: str, keys: tuple[str, ...], n
     The error never carries the signature we expected: printed in a log, it would be a valid one.
     """
     if not timestamp or not signature:
-        raise BadSignature("the X-CIO-Timestamp and X-CIO-Signature headers are required")
+        raise BadSignature("the X-CIO-Timestamp and X-CIO-Signature headers are required", "missing")
     if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", timestamp):
-        raise BadSignature("X-CIO-Timestamp is not a number of seconds")
+        raise BadSignature("X-CIO-Timestamp is not a number of seconds", "bad_timestamp")
     # Compared as bytes: given a non-ASCII str, compare_digest raises TypeError, and a
     # forged header would be an error instead of a 401.
     given = signature.encode(errors="replace")
@@ -34,9 +38,9 @@ def verify(body: bytes, timestamp: str, signature: str, keys: tuple[str, ...], n
         if hmac.compare_digest(_expected(body, timestamp, key).encode(), given):
             break
     else:
-        raise BadSignature("no configured key made this signature")
+        raise BadSignature("no configured key made this signature", "mismatch")
     if abs(now - float(timestamp)) > ACCEPTED_FOR:
-        raise BadSignature("X-CIO-Timestamp is more than eight days away from now")
+        raise BadSignature("X-CIO-Timestamp is more than eight days away from now", "expired")
 
 
 def sign(body: bytes, timestamp: str, key: str) -> dict[str, str]:

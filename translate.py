@@ -1,4 +1,4 @@
-"""Customer.io reporting event -> arguments of Segment's `Client.track`. Pure; the mapping lives here."""
+"""The mapping: a Customer.io reporting event -> the arguments of Segment's `Client.track`. Pure."""
 
 import hashlib
 import json
@@ -10,8 +10,9 @@ from typing import Any, TypeGuard
 # and our own. An unknown envelope key of that name moves to context.customerio.
 RESERVED = frozenset(
     (
-        "active app campaign channel customerio device groupId instanceId integration ip library locale "
-        "network omitted_properties os page referrer screen timezone traits userAgent userAgentData"
+        "active app campaign channel consent customerio device externalIds groupId instanceId integration "
+        "integrations ip library locale location network omitted_properties os page referrer screen timezone "
+        "traits userAgent userAgentData"
     ).split()
 )
 
@@ -27,30 +28,38 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Undeliverable(ValueError):
-    """A genuine event that Segment has no way to hold. `str()` says why, without quoting the event."""
+    """A genuine event that Segment can't take. `str()` says why, `code` says it for metrics; neither quotes it."""
+
+    def __init__(self, reason: str, code: str):
+        super().__init__(reason)
+        self.code = code
 
 
 class NotAnObject(ValueError):
-    """The body is not a JSON object. Customer.io never sends that."""
+    """The body is not a JSON object, which Customer.io never sends. `str()` says why, `code` says it for metrics."""
+
+    def __init__(self, reason: str, code: str):
+        super().__init__(reason)
+        self.code = code
 
 
 def parse(body: bytes) -> dict[str, Any]:
     """Return the event in `body`; raise NotAnObject, or Undeliverable where it nests too deeply to be read."""
-    # Replaced, not refused: half a character in a subject must not hold up a week of events.
+    # Replace invalid bytes: half a character in a subject must not hold up a week of events.
     text = body.decode("utf-8-sig", errors="replace")
     try:
         try:
             event = json.loads(text)
         except json.JSONDecodeError as error:
-            raise NotAnObject(f"the body is not JSON: {error.msg} at character {error.pos}") from None
+            raise NotAnObject(f"the body is not JSON: {error.msg} at character {error.pos}", "not_json") from None
         except ValueError:  # an integer of more digits than int() takes: as a float it is infinite
             event = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 4_000 else float(digits))
     except RecursionError:
         if text.lstrip(" \t\r\n").startswith("{"):
-            raise Undeliverable("it is nested too deeply") from None
-        raise NotAnObject("the body is not a JSON object") from None
+            raise Undeliverable("it is nested too deeply", "too_deep") from None
+        raise NotAnObject("the body is not a JSON object", "not_object") from None
     if not isinstance(event, dict):
-        raise NotAnObject("the body is not a JSON object")
+        raise NotAnObject("the body is not a JSON object", "not_object")
     return event
 
 
@@ -76,8 +85,8 @@ def translate(
 
     The same event always gives the same call, `message_id` included (but for `received`,
     which stands in for a timestamp that cannot be read): when Customer.io delivers an
-    event twice, Segment can tell, and keeps one. `omit` names properties that never leave,
-    in any form: identity too is taken from what remains.
+    event twice, Segment can tell, and keeps one. `omit` names properties to leave
+    out; they don't identify the person either.
     Raises Undeliverable when the event has no name, or names nobody.
     """
     data = event.get("data")
@@ -86,7 +95,7 @@ def translate(
         properties = {name: value for name, value in properties.items() if name not in omit}
     name, placed = _name(event)
     user_id, anonymous_id, email = _person(properties, about_email=name.startswith("email_"))
-    when = _when(event.get("timestamp"))
+    when = occurred_at(event)
 
     context: dict[str, Any] = {}
     for key, value in event.items():
@@ -113,16 +122,16 @@ def translate(
 
 
 def _name(event: dict[str, Any]) -> tuple[str, set[str]]:
-    """Return the event's name, and the keys of the envelope that it says all of."""
+    """Return the event's name, and the keys of the envelope that it covers."""
     legacy, channel, metric = event.get("event_type"), event.get("object_type"), event.get("metric")
     if _is_text(legacy):
         return legacy, {"event_type"}
     if not _is_text(metric):
-        raise Undeliverable("it has no name: neither event_type nor metric is a text")
+        raise Undeliverable("it has no name: neither event_type nor metric is a text", "no_name")
     if channel is None or channel == "":
         return metric, {"object_type", "metric"}
     if not _is_text(channel):
-        raise Undeliverable("it has no name: object_type is not a text")
+        raise Undeliverable("it has no name: object_type is not a text", "no_name")
     return f"{channel}_{metric}", {"object_type", "metric"}
 
 
@@ -146,7 +155,7 @@ def _person(data: dict[str, Any], about_email: bool) -> tuple[str | None, str | 
     anonymous_id = next(iter(addresses), None) or _id(identifiers.get("cio_id"))
     if anonymous_id:
         return None, anonymous_id, email
-    raise Undeliverable("it names nobody: no id, no email address, no cio_id")
+    raise Undeliverable("it names nobody: no id, no email address, no cio_id", "names_nobody")
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
@@ -154,20 +163,21 @@ def _is_text(value: Any) -> TypeGuard[str]:
 
 
 def _id(value: Any) -> str | None:
-    """Return an id letter for letter ("0200102" keeps its zero), or None for what is none."""
+    """Return an id unchanged ("0200102" keeps its zero), or None if it isn't one."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return value if _is_text(value) else None
 
 
 def _address(text: str) -> str:
-    """Return the address of "Name <address>", which the legacy form has, and other texts as they are."""
+    """Return the address of "Name <address>", which the legacy form has, and any other text as it is."""
     named = re.fullmatch(r"[^<>]*<([^<>\s]+)>\s*", text)
     return named[1] if named else text
 
 
-def _when(timestamp: Any) -> datetime | None:
-    """Return the instant of a timestamp in seconds or milliseconds, or None for what is none."""
+def occurred_at(event: dict[str, Any]) -> datetime | None:
+    """Return the instant of an event's `timestamp`, in seconds or milliseconds, or None if it can't be read."""
+    timestamp = event.get("timestamp")
     if isinstance(timestamp, str) and NUMBER.fullmatch(timestamp):
         timestamp = float(timestamp) if re.search("[.eE]", timestamp) else int(timestamp)
     if isinstance(timestamp, bool) or not isinstance(timestamp, int | float):
@@ -192,7 +202,7 @@ def _message_id(event: dict[str, Any], namespace: str) -> str:
             # Not the bytes of the body: the same event, replayed from a dead letter, has others.
             kind, identity = "event", json.dumps(event, sort_keys=True)
         except RecursionError:
-            raise Undeliverable("it is nested too deeply") from None
+            raise Undeliverable("it is nested too deeply", "too_deep") from None
     digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
     # The colon keeps these apart from plain ids, which have none.
     return f"customerio-{namespace}-{kind}:{digest}"

@@ -1,4 +1,4 @@
-"""gunicorn's gevent worker, leaving without hanging up on anybody, and not logging what isn't HTTP."""
+"""gunicorn's gevent worker, with a graceful shutdown of idle connections, and no log of malformed requests."""
 
 import signal
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from connection import Connection
 
-# How long a worker that was told to leave keeps idle connections. A webhook may be on its way
-# on one of them, and a reset would cost an hour; it is answered, with "Connection: close".
+# How long a stopping worker keeps idle connections. A webhook may be on its way on one of them,
+# and a reset would cost an hour; it is answered, with "Connection: close".
 LINGER = 2  # seconds
 # A request takes 3.5 s at most. After that, what is still only half a request is cut.
 LAST_CALL = 4  # seconds
 
-NOT_HTTP = b'{"status": "rejected", "reason": "not an HTTP request"}'
+NOT_HTTP = b'{"status":"rejected","reason":"not an HTTP request"}\n'
 
 
 class Worker(GeventWorker):
@@ -28,8 +28,8 @@ class Worker(GeventWorker):
         self._expecting: set[Connection] = set()  # those whose next request isn't complete
 
     def init_process(self) -> None:
-        # Until gunicorn installs a worker's own handlers it has the arbiter's, which only take note:
-        # told to leave in that moment, the worker would stay.
+        # Until gunicorn installs a worker's own handlers it has the arbiter's, which only record the
+        # signal: a worker told to stop at that moment would stay.
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         super().init_process()
@@ -82,12 +82,12 @@ class Worker(GeventWorker):
                 connection.end()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer what isn't HTTP with 400, as gunicorn does, but in JSON, and without logging who sent what."""
-        if not isinstance(exc, Exception):  # the worker leaves
+        """Answer malformed requests with 400, as gunicorn does, but in JSON, and without logging who sent what."""
+        if not isinstance(exc, Exception):  # shutting down
             return
         self.log.warning("not an HTTP request: %s", type(exc).__name__)
         head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(NOT_HTTP)}\r\n"
-        with suppress(OSError):  # gone already
+        with suppress(OSError):  # the client has disconnected
             write_nonblock(client, head.encode() + b"Connection: close\r\n\r\n" + NOT_HTTP)
 
 

@@ -1,68 +1,158 @@
 """What the relay counts, over all workers: for /metrics and the page. No payload, id, address or key."""
 
 import time
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from config import EU_HOST, SEGMENT_HOST, VERSION, Config
+from delivery import Message
+from ops import samples
 from shared import Shared
 
-OUTCOMES = ("delivered", "dead-lettered", "retried", "unauthorized", "rejected")
+# Every outcome of a webhook, with the codes of its reasons; the page says them in words.
+REASONS: dict[str, dict[str, str]] = {
+    "delivered": {"": "delivered"},
+    "dry_run": {"": "shown, not sent"},
+    "dead_lettered": {
+        "no_name": "it has no name",
+        "names_nobody": "it names nobody",
+        "too_deep": "it is nested too deeply",
+        "too_large": "it is too large",
+        "segment_rejects": "Segment refuses it",
+        "other": "for another reason",
+    },
+    "retried": {
+        "timeout": "Segment did not answer in time",
+        "connection": "the connection to Segment failed",
+        "rate_limited": "Segment is limiting the rate",
+        "write_key": "Segment refuses the write key: check SEGMENT_WRITE_KEY",
+        "every_event": "Segment refuses every event: check SEGMENT_WRITE_KEY",
+        "not_segment": "what answered is not Segment: check SEGMENT_HOST and proxies",
+        "redirect": "Segment's address redirects elsewhere: check SEGMENT_HOST",
+        "not_success": "Segment answered that it failed",
+        "interrupted": "the upload was interrupted",
+        "body": "the webhook did not arrive whole and in time",
+        "busy": "too many large webhooks came at once",
+        "dead_letter": "a dead letter could not be kept: check DEAD_LETTER_FILE and its disk",
+        "internal": "the relay failed on it; the log says where",
+        "other": "for another reason",
+    }
+    | {f"segment_{status}": f"Segment answered {status}" for status in range(100, 600)},
+    "unauthorized": {
+        "missing": "without a signature",
+        "bad_timestamp": "with a timestamp that is not a number",
+        "mismatch": "signed with another key",
+        "expired": "signed more than eight days ago",
+        "other": "for another reason",
+    },
+    "rejected": {
+        "not_json": "not JSON",
+        "not_object": "not a JSON object",
+        "too_large": "too large",
+        "other": "for another reason",
+    },
+}
 
-# The codes of RetryLater, with what the page says of them.
-REASONS = {
-    "timeout": "Segment did not answer in time",
-    "connection": "the connection to Segment failed",
-    "rate_limited": "Segment is limiting the rate",
-    "write_key": "Segment refuses the write key: check SEGMENT_WRITE_KEY",
-    "not_segment": "what answered is not Segment: check SEGMENT_HOST and proxies",
-    "redirect": "Segment's address redirects elsewhere: check SEGMENT_HOST",
-    "not_success": "Segment answered that it failed",
-    "interrupted": "the upload was interrupted",
-    "body": "the webhook did not arrive whole and in time",
-    "dead_letter": "a dead letter could not be kept",
-    "internal": "the relay failed on it; the log says where",
-    "other": "for another reason",
-} | {f"segment_{status}": f"Segment answered {status}" for status in range(100, 600)}
+INFINITY = float("inf")
+# Upper bounds.
+ANSWER_SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2, 3, 3.5, 4, INFINITY)
+UPLOAD_SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 3.5, INFINITY)
+UPLOAD_EVENTS = (1, 2, 5, 10, 25, 50, 100, INFINITY)
+AGE_SECONDS = (1, 5, 15, 60, 300, 900, 3_600, 4 * 3_600, 24 * 3_600, 3 * 24 * 3_600, 7 * 24 * 3_600, INFINITY)
 
-SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1, 2, 3, 3.5, 4, float("inf"))  # upper bounds
-
-RECENTLY = 300  # seconds for which a failure of Segment is shown
 MINUTES = 60  # of the chart
+
+
+class Histogram:
+    """Columns of a histogram: one for each bucket, and one for the sum."""
+
+    def __init__(self, bounds: tuple[float, ...], column: Iterator[int]):
+        self.bounds = bounds
+        self.buckets = [next(column) for _ in bounds]
+        self.sum = next(column)
+
+    def observe(self, row: "memoryview[float]", value: float) -> None:
+        row[self.buckets[bisect_left(self.bounds, value)]] += 1
+        row[self.sum] += value
+
+
+class Failure(NamedTuple):
+    """Why webhooks were not delivered."""
+
+    outcome: str
+    code: str
+    words: str
+    number: int
+    last: float  # unix seconds
 
 
 class Metrics:
     """Each number has a column in the memory that the workers share; a total is the sum of a column."""
 
-    def __init__(self, shared: Shared):
+    def __init__(self, shared: Shared, config: Config):
         self._counts = shared.counts
+        self._info = [VERSION, str(config.dry_run).lower(), _region(config.segment_host)]
         column = count()
-        self._outcomes = {outcome: next(column) for outcome in OUTCOMES}
-        self._last_delivered = next(column)
-        self._last_retry = {reason: next(column) for reason in REASONS}
-        self._seconds = [next(column) for _ in SECONDS]
-        self._seconds_sum = next(column)
-        # What was delivered in each of the last minutes: (which minute, how many).
-        self._minutes = [(next(column), next(column)) for _ in range(MINUTES + 1)]
+        pairs = [(outcome, code) for outcome, codes in REASONS.items() for code in codes]
+        self._webhooks = {pair: next(column) for pair in pairs}
+        self._last = {pair: next(column) for pair in pairs}  # when, in unix seconds
+        self._events = {pair: next(column) for pair in (*samples.EVENTS.values(), ("other", "other"))}
+        self._answer_seconds = Histogram(ANSWER_SECONDS, column)
+        self._age_seconds = Histogram(AGE_SECONDS, column)
+        self._upload_seconds = Histogram(UPLOAD_SECONDS, column)
+        self._upload_events = Histogram(UPLOAD_EVENTS, column)
+        self._uploads = next(column)
+        # What happened in each of the last minutes: which minute it is, the webhooks by outcome, the sum of ages.
+        self._minutes = [{name: next(column) for name in ("minute", *REASONS, "age")} for _ in range(MINUTES + 1)]
+        self._counts.row[self._uploads] = 0  # a killed worker's are over
 
-    def answered(self, status: str, reason: str, seconds: float) -> None:
-        """Count one webhook: the status of its answer, the code of a RetryLater, the seconds it took."""
-        outcome = "retried" if status == "retry" else status
+    def answered(self, outcome: str, code: str, seconds: float) -> None:
+        """Count one webhook: its outcome, the code of the reason ("" for none), the seconds it took."""
         row, now = self._counts.row, time.time()
-        row[self._outcomes[outcome]] += 1
-        row[self._seconds[next(n for n, bound in enumerate(SECONDS) if seconds <= bound)]] += 1
-        row[self._seconds_sum] += seconds
-        if outcome == "delivered":
-            row[self._last_delivered] = now
-            minute = now // 60
-            which, delivered = self._minutes[int(minute) % len(self._minutes)]
-            if row[which] != minute:
-                row[which], row[delivered] = minute, 0
-            row[delivered] += 1
-        elif outcome == "retried":
-            row[self._last_retry.get(reason, self._last_retry["other"])] = now
+        pair = (outcome, code) if (outcome, code) in self._webhooks else (outcome, "other")
+        row[self._webhooks[pair]] += 1
+        row[self._last[pair]] = now
+        self._answer_seconds.observe(row, seconds)
+        row[self._minute(row, now)[outcome]] += 1
+
+    def acknowledged(self, event: dict[str, Any] | None) -> None:
+        """Count the event of a webhook that won't come again, by its kind; None if it can't be read."""
+        self._counts.row[self._events[kind(event or {})]] += 1
+
+    def delivered(self, age: float) -> None:
+        """Note how old an event was when it was delivered, in seconds."""
+        row = self._counts.row
+        self._age_seconds.observe(row, max(age, 0))
+        row[self._minute(row, time.time())["age"]] += max(age, 0)
+
+    def counted(self, upload: Callable[[list[Message], float], None]) -> Callable[[list[Message], float], None]:
+        """Return `upload`, counted."""
+
+        def counted_upload(messages: list[Message], seconds: float) -> None:
+            row, started = self._counts.row, time.monotonic()
+            row[self._uploads] += 1
+            try:
+                upload(messages, seconds)
+            finally:
+                row[self._uploads] -= 1
+                self._upload_seconds.observe(row, time.monotonic() - started)
+                self._upload_events.observe(row, len(messages))
+
+        return counted_upload
+
+    def _minute(self, row: "memoryview[float]", now: float) -> dict[str, int]:
+        minute = now // 60
+        columns = self._minutes[int(minute) % len(self._minutes)]
+        if row[columns["minute"]] != minute:
+            for column in columns.values():
+                row[column] = 0
+            row[columns["minute"]] = minute
+        return columns
 
     def text(self) -> bytes:
         """Return the counts in Prometheus' text format."""
@@ -72,56 +162,107 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Yield the counts for prometheus_client."""
-        webhooks = CounterMetricFamily("relay_webhooks", "Webhooks answered, by outcome.", labels=["outcome"])
-        for outcome, number in self.outcomes().items():
-            webhooks.add_metric([outcome], number)
-        yield webhooks
-        below, buckets = 0.0, []
-        for bound, column in zip(SECONDS, self._seconds, strict=True):
-            below += self._total(column)
-            buckets.append(("+Inf" if bound == SECONDS[-1] else str(float(bound)), below))
-        yield HistogramMetricFamily(
-            "relay_acknowledge_seconds",
-            "From a webhook's arrival to its answer; Customer.io gives up after 4 s.",
-            buckets=buckets,
-            sum_value=self._total(self._seconds_sum),
+        info = GaugeMetricFamily("relay_info", "What runs here.", labels=["version", "dry_run", "region"])
+        info.add_metric(self._info, 1)
+        yield info
+        webhooks = CounterMetricFamily(
+            "relay_webhooks", "Webhooks answered, by outcome and reason.", labels=["outcome", "reason"]
         )
-        last = GaugeMetricFamily("relay_last_delivered_timestamp_seconds", "When the last event was delivered.")
-        last.add_metric([], self.last_delivered())
-        yield last
-        retry = GaugeMetricFamily(
+        for pair, column in self._webhooks.items():
+            if (number := self._total(column)) or pair[1] in ("", "other"):
+                webhooks.add_metric(pair, number)
+        yield webhooks
+        events = CounterMetricFamily(
+            "relay_events", "Events that won't come again, by kind.", labels=["object_type", "metric"]
+        )
+        for pair, column in self._events.items():
+            events.add_metric(pair, self._total(column))
+        yield events
+        for name, help_text, histogram in (
+            (
+                "relay_acknowledge_seconds",
+                "From a webhook's arrival to its answer; Customer.io gives up after 4 s.",
+                self._answer_seconds,
+            ),
+            (
+                "relay_event_age_seconds",
+                "From an event to its delivery: how far behind Customer.io's queue is.",
+                self._age_seconds,
+            ),
+            ("relay_upload_seconds", "How long uploads to Segment take.", self._upload_seconds),
+            ("relay_upload_events", "How many events an upload carries.", self._upload_events),
+        ):
+            yield self._family(name, help_text, histogram)
+        uploads = GaugeMetricFamily("relay_uploads_in_progress", "Uploads that Segment has not answered yet.")
+        uploads.add_metric([], self._total(self._uploads))
+        yield uploads
+        if last := self.last_delivered():
+            delivered = GaugeMetricFamily("relay_last_delivered_timestamp_seconds", "When an event was last delivered.")
+            delivered.add_metric([], last)
+            yield delivered
+        retries = GaugeMetricFamily(
             "relay_last_retry_timestamp_seconds", "When a 503 was last answered, by reason.", labels=["reason"]
         )
-        for reason, when in self._retries().items():
-            retry.add_metric([reason], when)
-        yield retry
+        for failure in self.failures(["retried"]):
+            retries.add_metric([failure.code], failure.last)
+        if retries.samples:
+            yield retries
+
+    def _family(self, name: str, help_text: str, histogram: Histogram) -> HistogramMetricFamily:
+        below, buckets = 0.0, []
+        for bound, column in zip(histogram.bounds, histogram.buckets, strict=True):
+            below += self._total(column)
+            buckets.append(("+Inf" if bound == INFINITY else str(float(bound)), below))
+        return HistogramMetricFamily(name, help_text, buckets=buckets, sum_value=self._total(histogram.sum))
 
     def outcomes(self) -> dict[str, int]:
         """Return the number of webhooks by outcome."""
-        return {outcome: int(self._total(column)) for outcome, column in self._outcomes.items()}
+        numbers = dict.fromkeys(REASONS, 0)
+        for (outcome, _), column in self._webhooks.items():
+            numbers[outcome] += int(self._total(column))
+        return numbers
 
     def last_delivered(self) -> float:
         """Return when an event was last delivered, in unix seconds; 0 if never."""
-        return max(self._counts.column(self._last_delivered))
+        return max(self._counts.column(self._last["delivered", ""]))
 
-    def failures(self) -> list[tuple[str, int]]:
-        """Return why webhooks were answered 503 in the last minutes: (reason, seconds ago), newest first."""
-        now = time.time()
-        ago = [(REASONS[reason], int(now - when)) for reason, when in self._retries().items()]
-        return sorted((failure for failure in ago if failure[1] < RECENTLY), key=lambda failure: failure[1])
+    def failures(self, outcomes: Iterable[str]) -> list[Failure]:
+        """Return what went wrong since the start, among these outcomes, the latest first."""
+        found = [
+            Failure(
+                outcome,
+                code,
+                REASONS[outcome][code],
+                int(self._total(column)),
+                max(self._counts.column(self._last[outcome, code])),
+            )
+            for (outcome, code), column in self._webhooks.items()
+            if outcome in outcomes
+        ]
+        return sorted((failure for failure in found if failure.last), key=lambda failure: -failure.last)
 
-    def per_minute(self) -> list[int]:
-        """Return the events delivered in each of the last sixty minutes, the current one last."""
-        totals: dict[float, float] = {}
-        for which, delivered in self._minutes:
-            for minute, number in zip(self._counts.column(which), self._counts.column(delivered), strict=True):
-                totals[minute] = totals.get(minute, 0) + number
+    def per_minute(self) -> dict[str, list[float]]:
+        """Return, for each outcome and for "age", the sum of each of the last sixty minutes, the current one last."""
         now = int(time.time() // 60)
-        return [int(totals.get(minute, 0)) for minute in range(now - MINUTES + 1, now + 1)]
+        sums = {name: dict.fromkeys(range(now - MINUTES + 1, now + 1), 0.0) for name in (*REASONS, "age")}
+        for columns in self._minutes:
+            minutes = self._counts.column(columns["minute"])
+            for name, sum_of in sums.items():
+                for minute, number in zip(minutes, self._counts.column(columns[name]), strict=True):
+                    if minute in sum_of:
+                        sum_of[int(minute)] += number
+        return {name: list(sum_of.values()) for name, sum_of in sums.items()}
 
     def _total(self, column: int) -> float:
         return sum(self._counts.column(column))
 
-    def _retries(self) -> dict[str, float]:
-        last = {reason: max(self._counts.column(column)) for reason, column in self._last_retry.items()}
-        return {reason: when for reason, when in last.items() if when}
+
+def kind(event: dict[str, Any]) -> tuple[str, str]:
+    """Return (object_type, metric) of an event that Customer.io documents, and ("other", "other") of all else."""
+    # The legacy form has both in one; the event about preferences has no object_type.
+    name = event.get("event_type") or f"{event.get('object_type') or 'customer'}_{event.get('metric')}"
+    return samples.EVENTS.get(name if isinstance(name, str) else "", ("other", "other"))
+
+
+def _region(host: str) -> str:
+    return {SEGMENT_HOST: "us", EU_HOST: "eu"}.get(host, "other")

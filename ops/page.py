@@ -1,45 +1,56 @@
-"""The page at /, and /metrics: what an operator, and whoever tries the relay, wants to see."""
+"""The page at /, with what it fetches, and /metrics."""
 
-import json
-import secrets
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from flask import Blueprint, Response, abort, current_app, redirect, render_template, request
+from flask import Blueprint, Response, abort, current_app, render_template, request
 from markupsafe import escape
 
 import signature
-from config import SEGMENT_HOST, Config
-from delivery import Message
-from ops import samples
-from ops.metrics import Metrics
+from body import MAX_BODY
+from config import EU_HOST, SEGMENT_HOST, Config
+from ops import advice, samples
+from ops.inspector import Inspector, Webhook
+from ops.metrics import REASONS, Metrics
 
 T = TypeVar("T")
 
 ADDRESS = "{address of the relay}"  # in the page, until it is known where it is read
 
-EU_HOST = "https://events.eu1.segmentapis.com"
+STATIC = Path(__file__).parent / "static"
 
-# In a dry run only, which is on the machine of whoever tries it: the last webhooks and their calls.
-_shown: deque[tuple[str, str, str]] = deque(maxlen=20)
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+LABELS = {
+    "delivered": "delivered",
+    "dry_run": "dry run",
+    "dead_lettered": "dead letters",
+    "retried": "retried",
+    "unauthorized": "unauthorized",
+    "rejected": "rejected",
+}
 
 
-def show(event: Any, became: Message | str) -> None:
-    """Show a webhook of a dry run, with its track call or the reason why it is a dead letter."""
-    if isinstance(became, str):
-        _shown.appendleft((f"a dead letter: {became}", pretty(event), ""))
-        return
-    call = json.loads(became.json)
-    print(f"track call:\n{pretty(call)}", flush=True)
-    _shown.appendleft((call["event"], pretty(event), pretty(call)))
+class Bar(NamedTuple):
+    """A part of the chart, which is 600 by 80."""
 
-
-def pretty(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+    outcome: str
+    x: int
+    y: float
+    height: float
 
 
 def once_a_second(make: Callable[[], T]) -> Callable[[], T]:
@@ -55,77 +66,167 @@ def once_a_second(make: Callable[[], T]) -> Callable[[], T]:
     return cached
 
 
-def blueprint(config: Config, metrics: Metrics, started: float) -> Blueprint:
+def blueprint(config: Config, metrics: Metrics, started: float, inspector: Inspector) -> Blueprint:
     """Return the routes of the page. `started` is in unix seconds."""
     pages = Blueprint("page", __name__, template_folder="templates")
+    files = {path.name: path.read_bytes() for path in STATIC.iterdir()}
 
     # Whoever asks for these, and however often, webhooks come first.
     metrics_text = once_a_second(metrics.text)
 
     @once_a_second
-    def page_text() -> tuple[str, str]:
-        nonce = secrets.token_urlsafe(16)
-        html = render_template(
-            "page.html",
-            nonce=nonce,
-            address=ADDRESS,
-            signed=bool(config.signing_keys),
-            destination=_destination(config),
-            dry_run=config.dry_run,
-            started=started,
-            now=time.time(),
-            chart=_chart(metrics.per_minute()),
-            warnings=config.warnings,
-            shown=list(_shown) if config.dry_run else [],
-            outcomes=metrics.outcomes(),
-            last_delivered=metrics.last_delivered(),
-            failures=metrics.failures(),
-        )
-        return html, nonce
+    def page_texts() -> dict[bool, str]:
+        """Return the page as it is for addresses that Customer.io reaches, and for others."""
+        values = _values(config, metrics, started, inspector.first_genuine)
+        return {reachable: render_template("page.html", **values(reachable)) for reachable in (True, False)}
 
     @pages.get("/", provide_automatic_options=False)
     def page() -> Response:
-        html, nonce = page_text()
-        response = Response(html.replace(ADDRESS, escape(_address())))
-        response.headers["Content-Security-Policy"] = (
-            f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; "
-            "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-        )
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["Cache-Control"] = "no-store"
-        return response
+        response = Response(page_texts()[not advice.is_private(_host())].replace(ADDRESS, escape(_address())))
+        response.add_etag()
+        return response.make_conditional(request)  # type: ignore[return-value]
 
-    @pages.post("/sample", provide_automatic_options=False)
-    def send_sample() -> Any:
-        if not config.dry_run:
+    @pages.get("/static/<name>", provide_automatic_options=False)
+    def static(name: str) -> Response:
+        if name not in files:
             abort(404)
-        body = json.dumps(samples.sample("email_delivered", str(uuid4()), int(time.time()))).encode()
-        headers = signature.sign(body, str(int(time.time())), config.signing_keys[0]) if config.signing_keys else {}
-        # Through the real route, as if it came from outside.
-        current_app.test_client().post("/webhook", data=body, headers=headers)
-        return redirect("/", 303)
+        kind = "text/javascript" if name.endswith(".js") else "text/css"
+        return Response(files[name], content_type=f"{kind}; charset=utf-8")
 
     @pages.get("/metrics", provide_automatic_options=False)
     def prometheus() -> Response:
         return Response(metrics_text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @pages.after_request
+    def add_headers(response: Response) -> Response:
+        response.headers.update(HEADERS)
+        return response
+
+    if config.dry_run:
+        _add_inspector(pages, config, inspector)
     pages.add_app_template_filter(ago)
     pages.add_app_template_filter(instant)
     return pages
 
 
+def _add_inspector(pages: Blueprint, config: Config, inspector: Inspector) -> None:
+    """Add the routes that show webhooks, which a live relay doesn't have."""
+
+    def find(number: int) -> Webhook:
+        return inspector.find(number) or abort(404)
+
+    @pages.get("/webhooks", provide_automatic_options=False)
+    def webhooks() -> Any:
+        return {"webhooks": inspector.after(request.args.get("after", 0, int))}
+
+    @pages.get("/webhooks/<int:number>", provide_automatic_options=False)
+    def webhook(number: int) -> Any:
+        return inspector.shown(find(number))
+
+    @pages.get("/webhooks/<int:number>/<any(webhook, call, curl):part>", provide_automatic_options=False)
+    def whole(number: int, part: str) -> Response:
+        found = find(number)
+        if part == "curl" and not found.whole:
+            abort(404)
+        text = inspector.curl(found, _address(), _at_home()) if part == "curl" else inspector.text(found, part)
+        # Half a character in JSON is an escape, and so it is again.
+        return Response(text.encode(errors="backslashreplace"), content_type="text/plain; charset=utf-8")
+
+    @pages.get("/samples/<any({names}):name>".format(names=", ".join(samples.EVENTS)), provide_automatic_options=False)
+    def sample(name: str) -> Any:
+        return samples.sample(name, str(uuid4()), int(time.time()))
+
+    @pages.post("/sample", provide_automatic_options=False)
+    def send_sample() -> Any:
+        if request.mimetype != "application/json":  # other sites can't send that one from a visitor's browser
+            abort(415)
+        request.max_content_length = MAX_BODY
+        body = request.get_data()
+        headers = signature.sign(body, str(int(time.time())), config.signing_keys[0]) if config.signing_keys else {}
+        # Through the real route, as if it came from outside.
+        answer = current_app.test_client().post(
+            "/webhook", data=body, headers=headers, environ_overrides={"relay.sample": True}
+        )
+        return {"status": answer.status_code, "answer": answer.get_json(), "number": inspector.latest}
+
+
+def _values(config: Config, metrics: Metrics, started: float, first_genuine: float) -> Callable[[bool], dict[str, Any]]:
+    """Return a function that returns what the template needs, for addresses that are reachable or not."""
+    now = time.time()
+    health = advice.Health(
+        metrics.failures(["retried", "unauthorized", "rejected", "dead_lettered"]),
+        metrics.failures(["delivered", "dry_run"]),
+        metrics.per_minute(),
+    )
+    letters_in = "in the file that DEAD_LETTER_FILE names" if config.dead_letter_file else "on the log"
+    troubles = advice.wrong_now(health, now, letters_in)
+    last_delivered = metrics.last_delivered()
+    refused = {"retried-write_key", "retried-every_event"} & {trouble.key for trouble in troubles}
+    steps = partial(
+        advice.steps,
+        write_key=bool(config.segment_write_key),
+        refused=bool(refused),
+        signed=bool(config.signing_keys),
+        dry_run=config.dry_run,
+        port=config.port,
+        genuine=_genuine(config, health, first_genuine, now),
+        delivered=f"The last was accepted {ago(now - last_delivered)}." if last_delivered else "",
+    )
+    outcomes = metrics.outcomes()
+    shown = [outcome for outcome in REASONS if outcomes[outcome] or outcome != _unused(config)]
+    values = {
+        "address": ADDRESS,
+        "dry_run": config.dry_run,
+        "signed": bool(config.signing_keys),
+        "destination": _destination(config),
+        "started": started,
+        "now": now,
+        "troubles": troubles,
+        "over": advice.over(health, now)[:6],
+        "settings": [warning for warning in config.warnings if not warning.startswith("DRY_RUN")],
+        "outcomes": outcomes,
+        "shown": shown,
+        "labels": LABELS,
+        "chart": _chart({outcome: health.per_minute[outcome] for outcome in shown}),
+        "delay": advice.delay(health),
+        "last_delivered": last_delivered,
+        "samples": samples.METRICS,
+        "channels": samples.CHANNELS,
+    }
+    return lambda reachable: values | {"steps": steps(reachable=reachable)}
+
+
+def _unused(config: Config) -> str:
+    return "delivered" if config.dry_run else "dry_run"
+
+
+def _genuine(config: Config, health: advice.Health, first: float, now: float) -> str:
+    """Say when a genuine webhook arrived; "" if none did, or nobody can tell."""
+    if config.dry_run:
+        return f"It arrived {ago(now - first)}, at {instant(first)}." if first else ""
+    # What was answered so had the right signature.
+    verified = [*health.successes, *(failure for failure in health.failures if failure.outcome == "dead_lettered")]
+    if not config.signing_keys or not verified:
+        return ""
+    return f"They arrive: the last one came {ago(now - max(failure.last for failure in verified))}."
+
+
+def _at_home() -> bool:
+    """Return whether the reader is on this machine or network, with no proxy or tunnel in between.
+
+    Only they get a signature: it is good for a live relay with the same key too.
+    """
+    forwarded = any(name.lower().startswith(("x-forwarded", "forwarded", "via", "cf-")) for name, _ in request.headers)
+    return not forwarded and advice.is_private(request.remote_addr or "")
+
+
 def ago(seconds: float) -> str:
     """Say how long ago something was, in words."""
-    for size, name in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
-        if seconds >= size:
-            number = int(seconds // size)
-            return f"{number} {name}{'s' if number > 1 else ''} ago"
-    return "just now" if seconds < 5 else f"{int(seconds)} seconds ago"
+    return "just now" if seconds < 5 else f"{advice.duration(seconds)} ago"
 
 
 def instant(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(seconds))
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
 
 
 def _address() -> str:
@@ -134,18 +235,34 @@ def _address() -> str:
     return f"{scheme if scheme in ('http', 'https') else 'https'}://{request.host}/webhook"
 
 
+def _host() -> str:
+    """Return the name or IP address in it."""
+    host = request.host
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+
+
 def _destination(config: Config) -> str:
     if config.dry_run:
-        return "nowhere: this is a dry run, track calls are only shown"
+        return "nowhere: this is a dry run"
     known = {SEGMENT_HOST: "Segment, in the US", EU_HOST: "Segment, in the EU"}
     return known.get(config.segment_host, f"another host, {urlsplit(config.segment_host).hostname}")
 
 
-def _chart(counts: list[int]) -> dict[str, Any]:
-    """Return the bars of an SVG of 600 by 80: x, y and height each."""
-    most = max([*counts, 1])
-    bars = [
-        (index * 10, round(80 - 78 * count / most, 1), round(78 * count / most, 1))
-        for index, count in enumerate(counts)
+def _chart(series: dict[str, list[float]]) -> dict[str, Any]:
+    """Return the bars of a chart of the last hour, a stack for each minute, and the same in words."""
+    totals = [sum(minute) for minute in zip(*series.values(), strict=True)]
+    most = max([*totals, 1])
+    bars = []
+    tops = [80.0] * len(totals)
+    for outcome, counts in series.items():
+        for index, count in enumerate(counts):
+            if count:
+                height = max(round(78 * count / most, 1), 1.5)  # few among many stay visible
+                tops[index] -= height
+                bars.append(Bar(outcome, index * 10, round(tops[index], 1), height))
+    words = [
+        f"{LABELS[outcome]}: {int(sum(counts)):,} in all, {int(max(counts)):,} at the most"
+        for outcome, counts in series.items()
+        if any(counts)
     ]
-    return {"bars": bars, "most": most, "total": sum(counts)}
+    return {"bars": bars, "most": int(max(totals, default=0)), "words": "; ".join(words) or "none"}

@@ -1,4 +1,4 @@
-"""Realistic webhooks to try with, one for every event that Customer.io documents. Pure."""
+"""Realistic sample webhooks, one for each event that Customer.io documents. Pure."""
 
 from typing import Any
 
@@ -20,6 +20,18 @@ METRICS = {
 }
 EVENTS = {
     f"{channel}_{metric}": (channel, metric) for channel, metrics in METRICS.items() for metric in metrics.split()
+}
+
+# As people say them.
+CHANNELS = {
+    "customer": "Person",
+    "email": "Email",
+    "push": "Push",
+    "sms": "SMS",
+    "whatsapp": "WhatsApp",
+    "slack": "Slack",
+    "webhook": "Webhook",
+    "in_app": "In-app",
 }
 
 RECIPIENTS = {

@@ -1,13 +1,16 @@
 """What the tests share: the relay in-process and under gunicorn, a fake Segment, and signed webhooks."""
 
 import contextlib
+import inspect
 import json
 import multiprocessing
 import random
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import fake_customerio
@@ -133,8 +136,8 @@ def client(segment: FakeSegment) -> InProcess:
     return InProcess(segment)
 
 
-@pytest.fixture
-def start() -> Iterator[Callable[..., Relay]]:
+@contextlib.contextmanager
+def relays() -> Iterator[Callable[..., Relay]]:
     """Start relays under gunicorn: start(segment, NAME=value, ...)."""
     relays: list[Relay] = []
 
@@ -147,6 +150,12 @@ def start() -> Iterator[Callable[..., Relay]]:
     yield _start
     for relay in relays:
         relay.kill()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Relay]]:
+    with relays() as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
@@ -189,8 +198,39 @@ def simulated_week(request: pytest.FixtureRequest) -> Iterator[dict[Any, Future[
         yield {case: pool.submit(week.simulate, *case) for case in cases} if wanted else {}
 
 
+# Tests that mostly wait. ------------------------------------------------------------------------
+
+RUN = pytest.StashKey[Future[None]]()
+
+
+def run_by_itself(item: pytest.Function) -> None:
+    """Run a test in a thread, with relays, a Segment and a folder of its own."""
+    with FakeSegment() as segment, relays() as start, tempfile.TemporaryDirectory() as folder:
+        given = {"segment": segment, "start": start, "tmp_path": Path(folder)}
+        if hasattr(item, "callspec"):
+            given |= item.callspec.params
+        item.function(**{name: given[name] for name in inspect.signature(item.function).parameters})
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run those tests of a module that are marked `waits` at the same time, when the first of them is due."""
+    if not pyfuncitem.get_closest_marker("waits"):
+        return None
+    if RUN not in pyfuncitem.stash:
+        ours = [item for item in pyfuncitem.session.items if isinstance(item, pytest.Function)]
+        ours = [item for item in ours if item.module is pyfuncitem.module and item.get_closest_marker("waits")]
+        pool = ThreadPoolExecutor(len(ours))
+        for item in ours:
+            item.stash[RUN] = pool.submit(run_by_itself, item)
+        pool.shutdown(wait=False)
+    pyfuncitem.stash[RUN].result()
+    return True
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Try 300 examples of each property; 100 in `make test-fast`."""
+    config.addinivalue_line("markers", "waits: mostly waits, so it runs with the others of its module")
     fast = "not gunicorn" in config.getoption("markexpr")
     settings.register_profile(
         "relay", deadline=None, max_examples=100 if fast else 300, suppress_health_check=list(HealthCheck)

@@ -83,7 +83,7 @@ def test_202_in_a_file(start, segment, tmp_path):
     kept = [json.loads(line)["event"] for line in path.read_text().splitlines()]
     assert sorted(kept, key=str) == sorted(events, key=str)
     assert "person-1" not in relay.log
-    assert f"dead letter kept in {path}: it has no name" in relay.log
+    assert f"answered 202: dead letter kept in {path}: it has no name" in relay.log
 
 
 def test_503_while_the_file_cannot_be_written(segment, tmp_path):
@@ -259,7 +259,7 @@ def test_503_for_what_nobody_thought_of_and_the_log_says_where_but_not_what(clie
     answer = client.post(make_event(data={"subject": "secret"}))
     assert (answer.status_code, answer.json()) == (503, {"status": "retry", "reason": "the relay failed on it"})
     assert answer.headers["Retry-After"] == "1"
-    assert "unexpected KeyError, answered 503" in caplog.text
+    assert "unexpected KeyError, answered 503\n" in caplog.text
     assert "in fails" in caplog.text
     assert "secret" not in caplog.text
     assert segment.requests == []
@@ -350,6 +350,18 @@ def post_with_repeated_headers(client, headers):
             connection.putheader(*header)
         connection.endheaders(BODY)
         return connection.getresponse().status
+
+
+def test_200_of_a_dry_run_does_not_say_delivered(segment):
+    """It answers as a live relay does, but nobody who reads the answer is to believe that Segment has the event."""
+    client = InProcess(segment, DRY_RUN="force")
+    answer = client.post(make_event("a"))
+    assert (answer.status_code, answer.json()["status"]) == (200, "dry-run")
+    assert answer.json()["message_id"].endswith("-event-a")
+    assert client.post(make_event(metric=None)).json()["status"] == "dead-lettered"
+    assert client.post(make_event("a"), headers={}).status_code == 401
+    assert client.post(b"[]").status_code == 400
+    assert segment.requests == []
 
 
 def test_without_settings_nothing_is_acknowledged(monkeypatch):

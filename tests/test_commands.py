@@ -2,12 +2,13 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
-from conftest import KEYS, ROOT, free_port, make_event
+from conftest import KEYS, ROOT, WRITE_KEY, InProcess, free_port, make_event
 
 from ops.__main__ import main
 
@@ -52,7 +53,7 @@ def test_check(segment):
 
 
 def test_check_of_a_dry_run_sends_nothing(segment):
-    done = run("check", SEGMENT_HOST=segment.url, DRY_RUN="1")
+    done = run("check", SEGMENT_HOST=segment.url, DRY_RUN="force")
     assert (done.exit_code, segment.requests) == (0, [])
     assert "customerio:relay_check was not sent" in done.stdout
 
@@ -142,6 +143,185 @@ def test_replay_names_each_line_that_cannot_be_sent(segment):
     assert segment.events() == ["event-a", "event-d"]
 
 
+def one_a_line(*events):
+    return "".join(json.dumps(event) + "\n" for event in events)
+
+
+FORMS = {
+    "one a line": one_a_line(make_event("a"), make_event("b")),
+    "pretty-printed": "".join(json.dumps(make_event(name), indent=2) + "\n" for name in "ab"),
+    "an array": json.dumps([make_event("a"), make_event("b")]),
+    "a pretty-printed array": json.dumps([make_event("a"), make_event("b")], indent=2),
+    "an array of dead letters": f"[{LETTER.replace('event-letter', 'event-a')}, {json.dumps(make_event('b'))}]",
+}
+
+
+@pytest.mark.parametrize("text", FORMS.values(), ids=FORMS.keys())
+def test_replay_reads_every_form(segment, text):
+    done = run("replay", "-", stdin=text, SEGMENT_HOST=segment.url)
+    assert (done.exit_code, done.stdout) == (0, "2 sent, 0 not sent, 0 other lines.\n")
+    assert segment.events() == ["event-a", "event-b"]
+
+
+@pytest.mark.parametrize("form", [json.dumps, lambda event: json.dumps(event, indent=2)], ids=["a line", "pretty"])
+def test_replay_sends_a_webhook_that_holds_what_looks_like_a_dead_letter(segment, form):
+    """Attributes of a person may have any name."""
+    event = make_event("a", data={"customer_id": "1", "variables": {"event": {"metric": "x"}, "reason": "y"}})
+    assert run("replay", "-", stdin=form(event), SEGMENT_HOST=segment.url).exit_code == 0
+    (message,) = segment.kept.values()
+    assert message["properties"] == event["data"]
+
+
+@pytest.mark.parametrize("command", ["replay", "translate"])
+@pytest.mark.parametrize("text", ["", "\n", "[INFO] Booting worker\n", "[]", '{"a": 1}\n'], ids=repr)
+def test_a_file_in_which_nothing_is_found_is_a_failure(segment, command, text):
+    done = run(command, "-", stdin=text, SEGMENT_HOST=segment.url)
+    assert done.exit_code == 1
+    assert "There is no webhook and no dead letter in it." in done.stderr
+    assert segment.requests == []
+
+
+# The cycle: move the file, mend, replay, repeat. -------------------------------------------------
+
+
+def test_replay_writes_what_could_not_be_sent_as_it_stood(segment, tmp_path):
+    segment.poison = {"customerio:email_poison"}
+    poisoned, nameless = make_event("b", metric="poison"), make_event("c", metric=None)
+    letter = json.dumps({"event": nameless, "reason": "it has no name", "at": "2026-11-23T00:00:00+00:00"})
+    pretty = json.dumps(poisoned, indent=2)
+    file, rest = tmp_path / "letters.jsonl", tmp_path / "rest.jsonl"
+    file.write_text(f"{json.dumps(make_event('a'))}\n[INFO] a log's line\n{letter}\n{pretty}\n{{broken}}\n")
+    done = run("replay", str(file), "--failed", str(rest), SEGMENT_HOST=segment.url)
+    assert (done.exit_code, done.stdout) == (1, "1 sent, 3 not sent, 1 other lines.\n")
+    assert rest.read_text() == f"{letter}\n{pretty}\n{{broken}}\n"
+    assert stat.S_IMODE(rest.stat().st_mode) == 0o600
+    # Mended at Segment, and here.
+    segment.poison = set()
+    rest.write_text(rest.read_text().replace('"metric": null', '"metric": "opened"').replace("{broken}\n", ""))
+    again = run("replay", str(rest), "--failed", str(rest), SEGMENT_HOST=segment.url)
+    assert (again.exit_code, again.stdout) == (0, "2 sent, 0 not sent, 0 other lines.\n")
+    assert rest.read_text() == ""
+    assert sorted(segment.events()) == ["event-a", "event-b", "event-c"]
+
+
+def test_replay_writes_what_segment_did_not_take_in_the_end(segment, slept, tmp_path):
+    segment.fault = "500"
+    text = one_a_line(make_event("a"), make_event("b"))
+    rest = tmp_path / "rest.jsonl"
+    assert run("replay", "-", "--failed", str(rest), stdin=text, SEGMENT_HOST=segment.url).exit_code == 1
+    assert rest.read_text() == text
+
+
+def test_what_could_not_be_sent_is_readable_by_its_owner_only_whatever_was_there_before(segment, tmp_path):
+    rest, shown = tmp_path / "rest.jsonl", tmp_path / "shown"
+    rest.write_text("from yesterday")
+    rest.chmod(0o666)
+    os.link(rest, shown)  # as good as open: whoever has the old file reads what is written to it
+    text = one_a_line(make_event("a", metric=None))
+    run("replay", "-", "--failed", str(rest), stdin=text, SEGMENT_HOST=segment.url)
+    assert (rest.read_text(), stat.S_IMODE(rest.stat().st_mode)) == (text, 0o600)
+    assert shown.read_text() == "from yesterday"
+
+
+def test_what_the_relay_kept_is_what_replay_brings_back(segment, tmp_path):
+    path = tmp_path / "letters.jsonl"
+    relay = InProcess(segment, DEAD_LETTER_FILE=str(path))
+    segment.poison = {"customerio:email_opened"}
+    events = [make_event(number, subject="é\ud800") for number in range(3)]
+    assert [relay.post(event).status_code for event in events] == [202] * 3
+    segment.poison = set()
+    moved = path.rename(tmp_path / "moved.jsonl")
+    assert run("replay", str(moved), SEGMENT_HOST=segment.url).exit_code == 0
+    assert segment.events() == ["event-0", "event-1", "event-2"]
+    assert [relay.post(event).status_code for event in events] == [200] * 3
+    assert segment.duplicates == 3  # the same messageIds
+
+
+# Settings. ---------------------------------------------------------------------------------------
+
+
+def test_settings_are_read_from_a_file_and_the_environment_wins(segment, tmp_path):
+    file = tmp_path / "relay.env"
+    file.write_text(
+        f"# The relay's settings.\nSEGMENT_WRITE_KEY={WRITE_KEY}\nSEGMENT_HOST='{segment.url}'\n"
+        'EVENT_PREFIX="cio "\nOMIT_PROPERTIES=subject\n'
+    )
+    event = one_a_line(make_event("a", data={"customer_id": "1", "subject": "s"}))
+    done = run("--env-file", str(file), "replay", "-", stdin=event, **NO_SETTINGS)
+    assert done.exit_code == 0, done.stderr
+    (message,) = segment.kept.values()
+    assert (message["event"], message["properties"]) == ("cio email_opened", {"customer_id": "1"})
+    done = run("--env-file", str(file), "translate", "-", stdin=event, EVENT_PREFIX="env: ", **NO_SETTINGS)
+    assert json.loads(done.stdout)["event"] == "env: email_opened"
+
+
+def test_a_file_of_settings_is_looked_at_as_the_environment_is(tmp_path):
+    file = tmp_path / "relay.env"
+    file.write_text("SEGMENT_WRITE_KEY=...\nPORT=http\n")
+    done = run("--env-file", str(file), "check", **NO_SETTINGS)
+    assert done.exit_code == 1
+    assert "SEGMENT_WRITE_KEY is still the placeholder of an example" in done.stderr
+    assert "PORT is a whole number" in done.stderr
+
+
+def test_a_file_of_settings_that_is_not_there_is_one_sentence(tmp_path):
+    done = run("--env-file", str(tmp_path / "none.env"), "check")
+    assert (done.exit_code, "No such file or directory" in done.stderr) == (2, True)
+
+
+def test_translate_keeps_to_the_settings_even_without_keys():
+    event = one_a_line(make_event("a", data={"customer_id": "1", "subject": "secret", "recipient": "a@example.org"}))
+    done = run("translate", "-", stdin=event, OMIT_PROPERTIES="subject,recipient", **NO_SETTINGS)
+    assert json.loads(done.stdout)["properties"] == {"customer_id": "1"}
+
+
+NOT_NEEDED = {
+    "replay": (["replay", "-"], "CUSTOMERIO_SIGNING_KEY"),
+    "translate": (["translate", "-"], "SEGMENT_WRITE_KEY"),
+}
+
+
+@pytest.mark.parametrize(("words", "key"), NOT_NEEDED.values(), ids=NOT_NEEDED.keys())
+def test_a_command_needs_only_the_keys_that_it_uses(segment, words, key):
+    done = run(*words, stdin=one_a_line(make_event("a")), SEGMENT_HOST=segment.url, **{key: None})
+    assert done.exit_code == 0, done.stderr
+
+
+def test_sample_needs_no_write_key(relay):
+    assert run("sample", "--url", relay.url, SEGMENT_WRITE_KEY=None).stdout[:3] == "200"
+
+
+@pytest.mark.parametrize("command", ["check", "replay"])
+def test_a_wrong_setting_is_said_before_anything_is_sent(segment, command):
+    words = [command, "-"] if command == "replay" else [command]
+    done = run(*words, stdin=one_a_line(make_event("a")), SEGMENT_HOST=segment.url, OMIT_PROPERTIES='"subject"')
+    assert done.exit_code == 1
+    assert "OMIT_PROPERTIES has quotes in it" in done.stderr
+    assert segment.requests == []
+
+
+CHECKED = {  # what is wrong at the start -> what check says
+    "blank workers": ({"WEB_CONCURRENCY": " "}, "WEB_CONCURRENCY is set but blank"),
+    "workers that are no number": ({"WEB_CONCURRENCY": "abc"}, "WEB_CONCURRENCY is a whole number"),
+    "a file that cannot be written": ({"DEAD_LETTER_FILE": "/"}, "DEAD_LETTER_FILE cannot be appended to"),
+    "a dry run in production": ({"DRY_RUN": "1"}, "DRY_RUN is on while both keys are set"),
+}
+
+
+@pytest.mark.parametrize(("settings", "words"), CHECKED.values(), ids=CHECKED.keys())
+def test_check_runs_the_checks_of_the_start(segment, settings, words):
+    done = run("check", SEGMENT_HOST=segment.url, **settings)
+    assert (done.exit_code, words in done.stderr, segment.requests) == (1, True, [])
+
+
+def test_check_says_that_too_few_files_can_be_opened(segment, monkeypatch):
+    monkeypatch.setattr("preflight.resource.getrlimit", lambda _: (64, 64))
+    monkeypatch.setattr("preflight.resource.setrlimit", lambda *_: None)
+    done = run("check", SEGMENT_HOST=segment.url)
+    assert (done.exit_code, "The limit of open files (ulimit -n) is 64." in done.stderr) == (1, True)
+    assert segment.requests == []
+
+
 def test_replay_keeps_trying_and_sends_batches(segment, slept):
     segment.faults.extend(["500", "429:3", "reset"])
     lines = "\n".join(json.dumps(make_event(number)) for number in range(250))
@@ -173,7 +353,7 @@ def test_replay_keeps_to_the_rate(segment, slept):
 
 
 def test_replay_sends_nothing_in_a_dry_run(segment):
-    done = run("replay", "-", stdin=LOG, SEGMENT_HOST=segment.url, DRY_RUN="1")
+    done = run("replay", "-", stdin=LOG, SEGMENT_HOST=segment.url, DRY_RUN="force")
     assert (done.exit_code, "nothing would be sent" in done.stderr, segment.requests) == (1, True, [])
 
 

@@ -42,17 +42,28 @@ READ = {
     "no prefix": ({"EVENT_PREFIX": ""}, "event_prefix", ""),
     "properties to omit": ({"OMIT_PROPERTIES": "recipient, subject"}, "omit_properties", {"recipient", "subject"}),
     "echo": ({"ECHO_TO_CUSTOMERIO": "1"}, "echo_to_customerio", True),
-    "true": ({"DRY_RUN": "true"}, "dry_run", True),
-    "Yes": ({"DRY_RUN": "Yes"}, "dry_run", True),
+    "true": ({"ECHO_TO_CUSTOMERIO": "true"}, "echo_to_customerio", True),
+    "Yes": ({"ECHO_TO_CUSTOMERIO": "Yes"}, "echo_to_customerio", True),
     "0": ({"DRY_RUN": "0"}, "dry_run", False),
     "false": ({"DRY_RUN": "FALSE"}, "dry_run", False),
     "no": ({"DRY_RUN": "no"}, "dry_run", False),
     "an empty flag": ({"DRY_RUN": ""}, "dry_run", False),
+    "a dry run without a write key": ({"DRY_RUN": "1", "SEGMENT_WRITE_KEY": ""}, "dry_run", True),
+    "a dry run without a signing key": ({"DRY_RUN": "1", "CUSTOMERIO_SIGNING_KEY": ""}, "dry_run", True),
+    "a dry run with both keys": ({"DRY_RUN": "Force"}, "dry_run", True),
     "a file": ({"DEAD_LETTER_FILE": "/x/y"}, "dead_letter_file", "/x/y"),
     "a port to listen on": ({"PORT": "5000"}, "port", 5000),
     "an empty port": ({"PORT": ""}, "port", 8080),
     "workers": ({"WEB_CONCURRENCY": "4"}, "workers", 4),
     "a log level": ({"LOG_LEVEL": "DEBUG"}, "log_level", "debug"),
+    "a log of JSON": ({"LOG_FORMAT": "JSON"}, "log_format", "json"),
+    "an empty log format": ({"LOG_FORMAT": ""}, "log_format", "text"),
+    "the shortest write key": ({"SEGMENT_WRITE_KEY": "a-b_c."}, "segment_write_key", "a-b_c."),
+    "the longest write key": ({"SEGMENT_WRITE_KEY": "x1" * 25 + "!"}, "segment_write_key", "x1" * 25 + "!"),
+    "a signing key in another script": ({"CUSTOMERIO_SIGNING_KEY": "ключ"}, "signing_keys", ("ключ",)),
+    "a quote within a prefix": ({"EVENT_PREFIX": "Ada's "}, "event_prefix", "Ada's "),
+    "a quote within a file's name": ({"DEAD_LETTER_FILE": "/x/Ada's"}, "dead_letter_file", "/x/Ada's"),
+    "a quote within a property": ({"OMIT_PROPERTIES": "a'b"}, "omit_properties", {"a'b"}),
 }
 
 
@@ -63,8 +74,7 @@ def test_reads(env, name, value):
 
 def test_a_dry_run_needs_no_keys():
     config = Config.from_env({"DRY_RUN": "1"})
-    assert config.signing_keys == ()
-    assert config.warnings == ()
+    assert (config.segment_write_key, config.signing_keys) == ("", ())
 
 
 def test_a_dry_run_checks_signatures_if_it_has_a_key():
@@ -111,6 +121,24 @@ WRONG = {
     "too many workers": ({"WEB_CONCURRENCY": "1000"}, "WEB_CONCURRENCY is a whole number"),
     "a fraction of workers": ({"WEB_CONCURRENCY": "1.5"}, "WEB_CONCURRENCY is a whole number"),
     "a log level that is none": ({"LOG_LEVEL": "loud"}, "LOG_LEVEL is one of"),
+    "a log format that is none": ({"LOG_FORMAT": "xml"}, "LOG_FORMAT is one of text, json"),
+    "workers that are set but blank": ({"WEB_CONCURRENCY": " "}, "WEB_CONCURRENCY is set but blank"),
+    "workers that are set but empty": ({"WEB_CONCURRENCY": ""}, "WEB_CONCURRENCY is set but blank"),
+    "a dry run with both keys": ({"DRY_RUN": "1"}, "DRY_RUN is on while both keys are set"),
+    "a write key that is too short": ({"SEGMENT_WRITE_KEY": "abcde"}, "SEGMENT_WRITE_KEY is not a write key: those"),
+    "a write key that is too long": ({"SEGMENT_WRITE_KEY": "x1" * 26}, "SEGMENT_WRITE_KEY is not a write key: those"),
+    "a write key of other letters": ({"SEGMENT_WRITE_KEY": "ключключ"}, "SEGMENT_WRITE_KEY is not a write key: those"),
+    "quoted properties": ({"OMIT_PROPERTIES": '"recipient,subject"'}, "OMIT_PROPERTIES has quotes in it"),
+    "properties, each quoted": ({"OMIT_PROPERTIES": "'recipient', 'subject'"}, "OMIT_PROPERTIES has quotes in it"),
+    "one quoted property": ({"OMIT_PROPERTIES": "recipient, 'subject'"}, "OMIT_PROPERTIES has quotes in it"),
+    "a quoted prefix": ({"EVENT_PREFIX": '"cio "'}, "EVENT_PREFIX has quotes around its value"),
+    "an empty prefix in quotes": ({"EVENT_PREFIX": '""'}, "EVENT_PREFIX has quotes around its value"),
+    "a prefix with a line break": ({"EVENT_PREFIX": "cio\n"}, "EVENT_PREFIX has a control character in it"),
+    "a quoted file": ({"DEAD_LETTER_FILE": "'/x/y'"}, "DEAD_LETTER_FILE has quotes around its value"),
+    "a quoted host": ({"SEGMENT_HOST": '"https://api.segment.io"'}, "SEGMENT_HOST is a URL"),
+    "a quoted port": ({"PORT": '"8080"'}, "PORT is a whole number"),
+    "a quoted flag": ({"ECHO_TO_CUSTOMERIO": "'1'"}, "ECHO_TO_CUSTOMERIO is a flag"),
+    "a quoted log level": ({"LOG_LEVEL": '"debug"'}, "LOG_LEVEL is one of"),
 }
 
 
@@ -120,9 +148,88 @@ def test_a_wrong_value_is_a_problem(env, message):
     assert problem.startswith(message)
 
 
+# A value as people paste it -> what is said of it, whichever key it is.
+NOT_KEYS = {
+    "in quotes": (f'"{KEY}"', "has quotes in it"),
+    "in single quotes": (f"'{KEY}'", "has quotes in it"),
+    "in the quotes of a text processor": (f"“{KEY}”", "has quotes in it"),
+    "in backticks": (f"`{KEY}`", "has quotes in it"),
+    "with half a pair of quotes": (f'{KEY}"', "has quotes in it"),
+    "two, separated by a blank": (f"{KEY} {KEY[::-1]}", "has a blank or a control character in it"),
+    "two, separated by a line break": (f"{KEY}\n{KEY[::-1]}", "has a blank or a control character in it"),
+    "with a tab": (f"{KEY[:9]}\t{KEY[9:]}", "has a blank or a control character in it"),
+    "with a zero byte's neighbour": (f"{KEY[:9]}\x01{KEY[9:]}", "has a blank or a control character in it"),
+    "with a blank without width": (f"{KEY[:9]}\u200b{KEY[9:]}", "has a blank or a control character in it"),
+    "with a blank that does not break": (f"{KEY[:9]}\u00a0{KEY[9:]}", "has a blank or a control character in it"),
+    "three dots": ("...", "is still the placeholder of an example"),
+    "an ellipsis": ("…", "is still the placeholder of an example"),
+    "a beginning and dots": ("abc123...", "is still the placeholder of an example"),
+    "in angle brackets": ("<your-key>", "is still the placeholder of an example"),
+    "in square brackets": ("[key]", "is still the placeholder of an example"),
+    "in braces": ("{{write_key}}", "is still the placeholder of an example"),
+    "a variable of the shell": ("$SEGMENT_WRITE_KEY", "is still the placeholder of an example"),
+    "your key": ("YOUR_WRITE_KEY", "is still the placeholder of an example"),
+    "xxx": ("xxxxxxxx", "is still the placeholder of an example"),
+    "stars": ("********", "is still the placeholder of an example"),
+    "change me": ("change-me", "is still the placeholder of an example"),
+    "replace me": ("REPLACE_ME", "is still the placeholder of an example"),
+    "to do": ("TODO", "is still the placeholder of an example"),
+    "none": ("null", "is still the placeholder of an example"),
+    "its own name": ("write_key", "is still the placeholder of an example"),
+    "the variable's name": ("CUSTOMERIO_SIGNING_KEY", "is still the placeholder of an example"),
+}
+
+
+@pytest.mark.parametrize("name", ["SEGMENT_WRITE_KEY", "CUSTOMERIO_SIGNING_KEY"])
+@pytest.mark.parametrize(("value", "wrong"), NOT_KEYS.values(), ids=NOT_KEYS.keys())
+def test_what_is_no_key_is_one_problem_that_says_where_the_key_is(name, value, wrong):
+    (problem,) = problems(GOOD | {name: value})
+    assert problem.startswith(f"{name} {wrong}. Copy it again from ")
+    assert ("Segment:" if name == "SEGMENT_WRITE_KEY" else "Customer.io:") in problem
+
+
+def test_the_second_signing_key_is_looked_at_too():
+    (problem,) = problems(GOOD | {"CUSTOMERIO_SIGNING_KEY": "s3cret, 'old'"})
+    assert problem.startswith("CUSTOMERIO_SIGNING_KEY has quotes in it")
+    assert "Two keys are separated by a comma" in problem
+
+
+def test_a_dry_run_with_both_keys_says_how_to_go_on():
+    """In production its 200s would lose every event."""
+    (problem,) = problems(GOOD | {"DRY_RUN": "yes"})
+    assert "webhooks would be answered with 200, and their events be gone" in problem
+    assert problem.endswith("Unset DRY_RUN to deliver them, or set DRY_RUN=force.")
+
+
+# What a command needs -> the keys it may do without.
+NEEDED = {
+    "replay": (["SEGMENT_WRITE_KEY"], ["CUSTOMERIO_SIGNING_KEY"]),
+    "sample": ([], ["SEGMENT_WRITE_KEY", "CUSTOMERIO_SIGNING_KEY"]),
+}
+
+
+@pytest.mark.parametrize(("needs", "missing"), NEEDED.values(), ids=NEEDED.keys())
+def test_only_the_keys_that_are_needed_must_be_set(needs, missing):
+    env = GOOD | dict.fromkeys(missing, "")
+    assert Config.from_env(env, needs=needs).event_prefix == "customerio:"
+    assert len(problems(env)) == len(missing)
+
+
+def test_a_key_that_is_not_needed_but_set_is_still_looked_at():
+    with pytest.raises(ConfigError, match="CUSTOMERIO_SIGNING_KEY has quotes in it"):
+        Config.from_env(GOOD | {"CUSTOMERIO_SIGNING_KEY": "'k'"}, needs=["SEGMENT_WRITE_KEY"])
+
+
 def test_every_problem_is_reported_at_once():
     found = problems(
-        {"SEGMENT_HOST": "x", "PORT": "x", "WEB_CONCURRENCY": "x", "LOG_LEVEL": "x", "ECHO_TO_CUSTOMERIO": "x"}
+        {
+            "SEGMENT_HOST": "x",
+            "PORT": "x",
+            "WEB_CONCURRENCY": "x",
+            "LOG_LEVEL": "x",
+            "LOG_FORMAT": "x",
+            "ECHO_TO_CUSTOMERIO": "x",
+        }
     )
     assert [problem.split()[0] for problem in found] == [
         "SEGMENT_WRITE_KEY",
@@ -132,6 +239,7 @@ def test_every_problem_is_reported_at_once():
         "PORT",
         "WEB_CONCURRENCY",
         "LOG_LEVEL",
+        "LOG_FORMAT",
     ]
 
 
@@ -142,7 +250,8 @@ def test_a_file_that_cannot_be_written_is_a_problem():
 
 WARNED = {
     "a short write key": ({"SEGMENT_WRITE_KEY": "abc123"}, "does not look like a write key"),
-    "a write key in quotes": ({"SEGMENT_WRITE_KEY": f'"{KEY}"'}, "does not look like a write key"),
+    "a write key with a dash": ({"SEGMENT_WRITE_KEY": f"{KEY[:31]}-"}, "does not look like a write key"),
+    "a dry run": ({"DRY_RUN": "force"}, "nothing is sent to Segment, and the events are not kept"),
     "http": ({"SEGMENT_HOST": "http://segment.example"}, "not https"),
 }
 
@@ -170,4 +279,10 @@ def test_no_secret_in_problems():
         "LOG_LEVEL": "hidden",
     }
     assert len(problems(env)) == 4
+    assert "hidden" not in str(problems(env))
+
+
+@pytest.mark.parametrize("form", ["'{}'", "{} x", "your-{}", "<{}>", "é{}"])
+def test_no_secret_in_what_is_said_of_it(form):
+    env = {name: form.format(secret) for name, secret in SECRETS.items()}
     assert "hidden" not in str(problems(env))

@@ -21,7 +21,6 @@ from delivery import (
     fitting,
 )
 from shared import MAX_PAUSE, Pause
-from translate import Undeliverable
 
 
 class Segment:
@@ -198,12 +197,12 @@ def test_a_failure_is_told_to_the_whole_batch(send, segment):
 @pytest.mark.usefixtures("busy")
 @pytest.mark.parametrize("at_fault", ["a", "d", "g", "ag", "bcd", "abcdefg"])
 def test_the_event_at_fault_is_found_and_its_neighbours_are_delivered(send, segment, at_fault):
-    segment.fails = dict.fromkeys(at_fault, Rejected("Segment refuses it (400)"))
+    segment.fails = dict.fromkeys(at_fault, Rejected("Segment refuses it (400)", 400))
     requests = send(*"abcdefg")
     segment.open.set()
     outcomes = {request.message.id: request.outcome() for request in requests}
-    assert {name for name, outcome in outcomes.items() if isinstance(outcome, Undeliverable)} == set(at_fault)
-    assert {str(outcomes[name]) for name in at_fault} == {"Segment refuses it (400)"}
+    assert {name for name, outcome in outcomes.items() if isinstance(outcome, Rejected)} == set(at_fault)
+    assert {(str(outcomes[name]), outcomes[name].status) for name in at_fault} == {("Segment refuses it (400)", 400)}
     assert {outcomes[name] for name in "abcdefg" if name not in at_fault} <= {None}
 
 
@@ -243,7 +242,7 @@ ATTEMPTS = {
     "a transient failure": (TransientError("Segment answered 500", "segment_500"), 2),
     "what comes later": (RetryLater("Segment refuses the write key", "write_key"), 1),
     "a rate limit": (RateLimited(1), 1),
-    "a rejection": (Rejected("Segment refuses it (400)"), 1),
+    "a rejection": (Rejected("Segment refuses it (400)", 400), 1),
     "a bug": (KeyError("a bug"), 1),
 }
 
@@ -253,7 +252,7 @@ def test_a_transient_failure_is_retried_once_and_nothing_else(send, segment, fai
     segment.fails["a"] = failure
     segment.open.set()
     (result,) = results(send("a"))
-    assert isinstance(result, Undeliverable if isinstance(failure, Rejected) else type(failure))
+    assert type(result) is type(failure)
     assert segment.batches == [["a"]] * attempts
 
 

@@ -20,7 +20,7 @@ def relative(path):
 
 
 def test_there_are_settings():
-    assert len(SETTINGS) == 12
+    assert len(SETTINGS) == 13
 
 
 def test_there_are_documents():

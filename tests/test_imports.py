@@ -20,6 +20,7 @@ WRONG = {
     "PORT": "http",
     "WEB_CONCURRENCY": "many",
     "LOG_LEVEL": "loud",
+    "LOG_FORMAT": "xml",
     "DEAD_LETTER_FILE": "/nowhere/at/all",
 }
 

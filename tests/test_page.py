@@ -1,13 +1,47 @@
-"""The page: right numbers, the right address, and nothing personal, whoever looks."""
+"""The page: right numbers, the right address, what is wrong now, and nothing personal in a live relay."""
 
+import json
 import re
+import subprocess
+import time
 from datetime import UTC, datetime
 
 import pytest
-from conftest import SIGNING_KEY, WRITE_KEY, InProcess, make_event
+from conftest import ROOT, SIGNING_KEY, WRITE_KEY, InProcess, make_event, sign, until
 
-from ops import samples
+from ops import page, samples
 from translate import translate
+
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture
+def always_fresh(monkeypatch):
+    """Pages are made anew each time, not once a second."""
+    monkeypatch.setattr(page, "once_a_second", lambda make: make)
+
+
+@pytest.fixture
+def live(always_fresh, segment):
+    return InProcess(segment)
+
+
+@pytest.fixture
+def dry(always_fresh):
+    """A dry run that checks signatures."""
+    return InProcess(DRY_RUN="force", OMIT_PROPERTIES="headers,token")
+
+
+def listed(relay, after=0):
+    return relay.get(f"/webhooks?after={after}").json()["webhooks"]
+
+
+def opened(relay):
+    return relay.get(f"/webhooks/{listed(relay)[-1]['number']}").json()
+
+
+def troubles(html):
+    return re.findall(r'data-key="([^"]+)"', html)
 
 
 def test_nothing_personal_on_the_page_of_a_live_relay(anywhere, segment):
@@ -19,16 +53,39 @@ def test_nothing_personal_on_the_page_of_a_live_relay(anywhere, segment):
         assert answer.status_code == 200
         for secret in ("secret", "person", SIGNING_KEY, WRITE_KEY):
             assert secret not in answer.text
-    assert anywhere.request("POST", "/sample").status_code == 404
+    for path in ("/webhooks", "/webhooks?after=0", "/webhooks/1", "/webhooks/1/curl", "/samples/email_opened"):
+        assert anywhere.get(path).status_code == 404
+    assert anywhere.request("POST", "/sample", b"{}", JSON).status_code == 404
 
 
-def test_the_page_loads_nothing_and_lets_nothing_in(client):
-    answer = client.get("/")
-    policy = answer.headers["Content-Security-Policy"]
-    assert policy.startswith("default-src 'none'")
-    assert "unsafe" not in policy
-    assert not re.search(r'(src|href)="(?!/metrics)', answer.text)
-    assert answer.headers["Cache-Control"] == "no-store"
+def test_a_live_relay_remembers_no_webhook(client):
+    client.post(make_event("nowhere-to-be-found"))
+    import gc
+
+    from ops.inspector import Webhook
+
+    assert not any(isinstance(thing, Webhook) and b"nowhere-to-be-found" in thing.body for thing in gc.get_objects())
+
+
+@pytest.mark.parametrize("path", ["/", "/static/page.js", "/static/page.css", "/webhooks", "/webhooks/1", "/metrics"])
+def test_the_page_loads_nothing_and_lets_nothing_in(dry, path):
+    headers = dry.get(path).headers
+    assert headers["Content-Security-Policy"] == (
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    )
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cache-Control"] == "no-store"
+
+
+def test_script_and_style_are_ours_small_and_not_inline(dry):
+    html = dry.get("/").text
+    assert set(re.findall(r'(?:src|href)="(?!data:)([^"]+)"', html)) == {
+        "/static/page.js", "/static/page.css", "/metrics"
+    }  # fmt: skip
+    assert not re.search(r"<style|style=|<script[^>]*>[^<]| on[a-z]+=", html)
+    assert sum(path.stat().st_size for path in (ROOT / "ops/static").iterdir()) < 25_000
+    assert dry.get("/static/..%2fpage.py").status_code == 404
 
 
 ADDRESSES = {
@@ -51,13 +108,29 @@ def test_text_from_outside_is_only_text(anywhere):
     assert ">https://x.example/webhook<" in anywhere.get("/", headers).text
 
 
+def test_the_page_is_made_once_a_second_whoever_asks(client, monkeypatch):
+    made = []
+    render = page.render_template
+    monkeypatch.setattr(page, "render_template", lambda *args, **values: made.append(1) or render(*args, **values))
+    for number in range(100):
+        client.get("/", {"Host": f"{number}.example" if number % 2 else "localhost"})
+    assert len(made) <= 4  # for addresses that can be reached and for others; the second may have turned
+
+
+def test_a_page_that_has_not_changed_is_not_sent_again(client):
+    first = client.get("/")
+    again = client.get("/", {"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.text) == (304, "")
+
+
 SETTINGS = {
     "usual": ({}, "another host, 127.0.0.1"),
     "the US": ({"SEGMENT_HOST": "https://api.segment.io"}, "Segment, in the US"),
     "the EU": ({"SEGMENT_HOST": "https://events.eu1.segmentapis.com"}, "Segment, in the EU"),
-    "a dry run": ({"DRY_RUN": "1"}, "this is a dry run"),
+    "a dry run": ({"DRY_RUN": "force"}, 'id="dry-run".*This is a dry run'),
+    "a dry run is open": ({"DRY_RUN": "force"}, "The page shows webhooks to whoever opens it"),
     "unsigned": ({"CUSTOMERIO_SIGNING_KEY": None, "ALLOW_UNSIGNED": "1"}, "takes? events|can send events to Segment"),
-    "a wrong key": ({"SEGMENT_WRITE_KEY": "short"}, "does not look like a write key"),
+    "a wrong key": ({"SEGMENT_WRITE_KEY": "shorter"}, "does not look like a write key"),
 }
 
 
@@ -66,18 +139,322 @@ def test_what_it_says_of_the_settings(segment, settings, words):
     assert re.search(words, InProcess(segment, **settings).get("/").text)
 
 
-def test_a_dry_run_shows_webhooks_beside_their_calls(start):
-    relay = start(DRY_RUN="1")
-    sent = relay.request("POST", "/sample")
-    assert (sent.status_code, sent.headers["Location"]) == (303, "/")
-    relay.post(make_event("<b>bold</b>"))
-    relay.post(make_event(metric=None))
-    page = relay.get("/").text
-    assert page.count("<details") == 3
-    assert "customerio:email_delivered" in page
-    assert "a dead letter: it has no name" in page
-    assert "<b>bold" not in page
-    assert 'id="delivered">2<' in page
+def test_a_live_page_does_not_speak_of_a_dry_run(client):
+    assert "dry run" not in re.sub(r'<li class="dry_run" hidden>.*', "", client.get("/").text)
+
+
+# --- What is wrong now ---
+
+# What Segment answers -> the trouble, and a part of the remedy.
+TROUBLES = {
+    "a wrong key": ("401", "retried-write_key", "set SEGMENT_WRITE_KEY and restart"),
+    "an outage": ("500", "retried-segment_500", "status.segment.com"),
+    "a proxy": ("html", "retried-not_segment", "SEGMENT_HOST"),
+    "a limit": ("429", "retried-rate_limited", "Customer.io sends them again"),
+}
+
+
+@pytest.mark.parametrize(("fault", "key", "remedy"), TROUBLES.values(), ids=TROUBLES.keys())
+def test_a_failure_is_a_trouble_until_it_is_followed_by_success(live, segment, fault, key, remedy):
+    segment.fault = fault
+    assert live.post(make_event(1)).status_code == 503
+    html = live.get("/").text
+    assert troubles(html) == [key]
+    assert remedy in html.partition("<aside")[0]
+    segment.fault = None
+    until(lambda: live.post(make_event(1)).status_code == 200)  # after the pause of a 429
+    html = live.get("/").text
+    assert troubles(html) == []
+    assert re.search(r'id="over" class="over">\s*<li>Retried: ', html)
+
+
+def test_events_that_are_all_refused_are_a_wrong_key(live, segment):
+    segment.fault = "400"
+    for number in range(6):
+        live.post(make_event(number))
+    html = live.get("/").text
+    assert "retried-every_event" in troubles(html)
+    assert not steps(html)["Write key"][0]
+    assert "Copy the write key again" in html
+
+
+def test_an_unauthorized_webhook_is_a_trouble_until_a_genuine_one_comes(live):
+    body = json.dumps(make_event()).encode()
+    assert live.post(body, sign(body, key="another")).status_code == 401
+    html = live.get("/").text
+    assert troubles(html) == ["unauthorized-mismatch"]
+    assert "set CUSTOMERIO_SIGNING_KEY and restart" in html
+    live.post(make_event())
+    html = live.get("/").text
+    assert troubles(html) == []
+    assert "Unauthorized: signed with another key" in html
+
+
+def test_a_flood_of_dead_letters_is_a_trouble_and_one_is_not(live):
+    live.post(make_event(metric=None))
+    assert troubles(live.get("/").text) == []
+    for _ in range(5):
+        live.post(make_event(metric=None))
+    html = live.get("/").text
+    assert troubles(html) == ["dead_lettered"]
+    assert "6 of the last 6 events became dead letters. The last one: it has no name." in html
+    assert "python -m ops replay" in html
+
+
+def test_the_delay_of_events_in_words(live):
+    live.post(make_event(1, timestamp=int(time.time()) - 100))
+    live.post(make_event(2, timestamp=int(time.time()) - 200))
+    assert "Events arrive 2 minutes after they happen." in live.get("/").text
+
+
+def test_every_outcome_has_its_colour_and_words_in_the_chart(live, segment):
+    live.post(make_event(1))
+    live.post(make_event(2))
+    live.post(make_event(metric=None))
+    live.post(make_event(), headers={})
+    live.post(b"[]")
+    segment.fault = "500"
+    live.post(make_event(3))
+    html = live.get("/").text
+    style = live.get("/static/page.css").text
+    for outcome in ("delivered", "dead_lettered", "retried", "unauthorized", "rejected"):
+        assert f'<rect class="{outcome}"' in html
+        assert re.search(rf"\.{outcome} {{ --colour: var\(--{outcome}\)", style)
+    assert (
+        "Webhooks in each minute of the last hour. delivered: 2 in all, 2 at the most; "
+        "dead letters: 1 in all, 1 at the most; retried: 1 in all"
+    ) in html
+
+
+# --- The way live ---
+
+
+def steps(html):
+    """Return whether each step is done, and its words."""
+    found = re.findall(r'<li class="(done|next|todo)"><b>([^<]+)</b>.*?<p>(.*?)</p></li>', html)
+    return {title: (state == "done", words) for state, title, words in found}
+
+
+LOCAL, PUBLIC = {"Host": "localhost:8080"}, {"Host": "relay.example"}
+ODD_HOSTS = ["", "[", "[::1", "]:", ":", "a..b", "1.2.3.4.5", "x" * 500]
+PRIVATE_HOSTS = ["127.0.0.1", "10.1.2.3", "192.168.1.7:8080", "[::1]:8080", "box", "box.local", "relay.internal"]
+
+
+def test_the_steps_of_a_first_dry_run():
+    relay = InProcess(DRY_RUN="1", SEGMENT_WRITE_KEY=None, CUSTOMERIO_SIGNING_KEY=None, PORT="8123")
+    found = steps(relay.get("/", LOCAL).text)
+    assert [done for done, _ in found.values()] == [False] * 5
+    assert "cloudflared tunnel --url http://localhost:8123" in found["Public address"][1]
+    assert "CUSTOMERIO_SIGNING_KEY" in found["Signing key"][1]
+    assert steps(relay.get("/", PUBLIC).text)["Public address"][0]
+
+
+@pytest.mark.parametrize("host", PRIVATE_HOSTS)
+def test_customerio_reaches_no_private_address(dry, host):
+    assert not steps(dry.get("/", {"Host": host}).text)["Public address"][0]
+
+
+@pytest.mark.parametrize("host", ODD_HOSTS)
+def test_any_host_gets_the_page(dry, host):
+    assert dry.get("/", {"Host": host}).status_code in (200, 400)
+
+
+def test_the_first_genuine_webhook_and_not_a_sample_nor_a_stranger(dry):
+    dry.request("POST", "/sample", json.dumps(make_event(1)).encode(), JSON)
+    dry.post(make_event(2), headers={})
+    assert steps(dry.get("/").text)["First genuine webhook"] == (False, "Press Send test in Customer.io.")
+    dry.post(make_event(3))
+    done, words = steps(dry.get("/").text)["First genuine webhook"]
+    assert done
+    assert re.fullmatch(r"It arrived just now, at 20\d\d-\d\d-\d\d \d\d:\d\d UTC\.", words)
+
+
+def test_all_steps_are_done_once_events_flow(live):
+    assert not all(done for done, _ in steps(live.get("/", PUBLIC).text).values())
+    live.post(make_event())
+    found = steps(live.get("/").text)
+    assert [done for done, _ in found.values()] == [True] * 5
+
+
+# --- The inspector ---
+
+
+def test_every_outcome_is_listed(dry):
+    dry.post(make_event(1))
+    dry.post(make_event(2, metric=None))
+    dry.post(make_event(3), headers={})
+    dry.post(b"[]")
+    rows = [(row["outcome"], row["event"], row["person"], row["reason"]) for row in listed(dry)]
+    assert rows == [
+        ("dry_run", "customerio:email_opened", "person-1", ""),
+        ("dead_lettered", "", "person-2", "it has no name: neither event_type nor metric is a text"),
+        ("unauthorized", "email_opened", "person-3", "the X-CIO-Timestamp and X-CIO-Signature headers are required"),
+        ("rejected", "", "", "the body is not a JSON object"),
+    ]
+
+
+def test_only_what_is_new_is_listed_and_the_last_hundred_are_kept(dry):
+    for number in range(105):
+        dry.post(make_event(number))
+    rows = listed(dry)
+    assert [row["person"] for row in rows] == [f"person-{number}" for number in range(5, 105)]
+    assert [row["person"] for row in listed(dry, rows[-3]["number"])] == ["person-103", "person-104"]
+    assert dry.get(f"/webhooks/{rows[0]['number'] - 1}").status_code == 404
+
+
+CALL = ["event", "userId", "timestamp", "properties", "context", "integrations", "messageId"]
+
+
+def test_a_call_is_in_the_order_in_which_people_read_it(dry):
+    dry.post(make_event())
+    call = json.loads(opened(dry)["call"]["text"])
+    assert list(call)[:7] == CALL
+    dry.post(make_event(data={"identifiers": {"email": "ada@example.com"}}))
+    call = json.loads(opened(dry)["call"]["text"])
+    assert list(call)[:7] == ["event", "anonymousId", *CALL[2:]]
+
+
+# What changes in the event -> what is said of it.
+CHANGES = {
+    "nothing": ({}, "Nothing was left out or changed."),
+    "bulk": ({"data": {"customer_id": "1", "content": "x" * 40_000}}, "Segment takes 32 KB an event: content."),
+    "OMIT_PROPERTIES": ({"data": {"customer_id": "1", "token": "t"}}, "because OMIT_PROPERTIES says so: token."),
+    "no timestamp": ({"timestamp": None}, "The timestamp can't be read: the time of arrival stands in for it."),
+    "a text as timestamp": ({"timestamp": "soon"}, "It is kept in context.timestamp."),
+    "no id": ({"data": {"email_address": "ada@example.com"}}, "to Segment they are anonymous"),
+    "no email": ({"data": {"identifiers": {"cio_id": "d9"}}}, "anonymousId is what else identifies the person."),
+    "a reserved name": ({"campaign": 1, "device": 2}, "gives the name a meaning of its own: campaign, device."),
+    "NaN": ({"data": {"customer_id": "1", "price": float("nan"), "name": "n"}}, "half a character: price."),
+    "half a character": ({"data": {"customer_id": "1", "subject": "\ud83d"}}, "half a character: subject."),
+    "no event_id": ({"event_id": None}, "the messageId is a digest of the whole event"),
+}
+
+
+@pytest.mark.parametrize(("event", "words"), CHANGES.values(), ids=CHANGES.keys())
+def test_what_was_changed_is_said(dry, event, words):
+    assert dry.post(make_event(**event)).status_code == 200
+    assert words in " ".join(opened(dry)["changes"])
+
+
+def test_bytes_that_are_not_utf8_are_named(dry):
+    dry.post(json.dumps(make_event(name="ÿ"), ensure_ascii=False).encode("latin-1"))
+    assert "Bytes that are not UTF-8 were replaced by �." in opened(dry)["changes"]
+
+
+def test_a_large_webhook_is_cut_says_so_and_can_be_had_whole(dry):
+    event = make_event(data={"customer_id": "1", "content": "x" * 1_000_000})
+    dry.post(event)
+    number = listed(dry)[-1]["number"]
+    found = dry.get(f"/webhooks/{number}").json()["webhook"]
+    assert len(found["text"]) == 30_000
+    assert found["length"] > 1_000_000
+    assert json.loads(dry.get(f"/webhooks/{number}/webhook").text) == event
+
+
+def test_of_very_much_only_the_beginning_is_kept(dry, monkeypatch):
+    monkeypatch.setattr("ops.inspector.MAX_HELD", 1_000_000)
+    for number in range(3):
+        dry.post(make_event(number, data={"customer_id": "1", "content": "x" * 400_000}))
+    rows = listed(dry)
+    whole = [dry.get(f"/webhooks/{row['number']}").json()["whole"] for row in rows]
+    assert whole == [False, True, True]
+    assert dry.get(f"/webhooks/{rows[0]['number']}/curl").status_code == 404
+
+
+DEEP = {"arrays": b"[" * 950 + b"]" * 950, "objects": b'{"a":' * 950 + b"1" + b"}" * 950, "very": b"[" * 100_000}
+
+
+@pytest.mark.parametrize("value", DEEP.values(), ids=DEEP.keys())
+def test_what_nests_deeply_is_shown_as_text(dry, value, capsys):
+    body = b'{"metric": "deep", "event_id": "1", "data": {"customer_id": "1", "x": ' + value + b"}}"
+    assert dry.post(body).status_code in (200, 202)
+    assert opened(dry)["webhook"]["text"] == body.decode()[:30_000]
+
+
+def test_a_failure_of_the_page_changes_no_answer(dry, monkeypatch):
+    monkeypatch.setattr("ops.inspector.Webhook", None)
+    assert dry.post(make_event()).json()["status"] == "dry-run"
+    assert dry.post(make_event(metric=None)).json()["status"] == "dead-lettered"
+
+
+def test_the_call_is_printed(dry, capsys):
+    dry.post(make_event())
+    heading, _, call = capsys.readouterr().out.partition("\n")
+    assert heading == "track call:"
+    assert json.loads(call)["event"] == "customerio:email_opened"
+
+
+def test_the_call_is_printed_as_one_line_of_a_json_log(capsys):
+    InProcess(DRY_RUN="force", LOG_FORMAT="json").post(make_event())
+    line = json.loads(capsys.readouterr().out)
+    assert (line["level"], line["message"], line["call"]["userId"]) == ("info", "track call", "person-1")
+
+
+BODIES = {
+    "an event": json.dumps(make_event(data={"customer_id": "1", "subject": "It's $HOME `id` !!"})).encode(),
+    "laid out": json.dumps(make_event(), indent=2).encode(),
+    "a file's name": b"@/etc/passwd",
+    "a control character": b'{"metric": "\x1b[31m", "data": {"customer_id": "1"}}',
+    "not UTF-8": b'{"metric": "\xff", "data": {"customer_id": "1"}}',
+    "large": json.dumps(make_event(data={"customer_id": "1", "content": "x" * 200_000})).encode(),
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+def test_a_webhook_as_a_curl_command_is_the_same_webhook(start, body):
+    relay = start(DRY_RUN="force")
+    relay.post(body)
+    before = listed(relay)[-1]
+    command = relay.get(f"/webhooks/{before['number']}/curl").text
+    subprocess.run(["bash"], input=command, text=True, capture_output=True, check=True)
+    rows = listed(relay, before["number"])
+    assert [row["outcome"] for row in rows] == [before["outcome"]]
+    assert before["outcome"] in ("dry_run", "rejected")
+    assert rows[0]["size"] == len(body)
+
+
+def test_a_signature_is_given_to_nobody_from_outside(start):
+    relay = start(DRY_RUN="force")
+    relay.post(make_event("it's"), headers={})
+    number = listed(relay)[-1]["number"]
+    command = relay.get(f"/webhooks/{number}/curl", {"X-Forwarded-For": "203.0.113.7", "Host": "localhost"}).text
+    assert not re.search("[0-9a-f]{64}", command)
+    command = command.replace("http://localhost/", f"{relay.url}/")
+    done = subprocess.run(
+        ["bash"], input=f"export CUSTOMERIO_SIGNING_KEY={SIGNING_KEY}\n{command}", text=True, capture_output=True,
+        check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["status"] == "dry-run"
+
+
+def test_a_curl_command_without_a_key_is_not_signed():
+    relay = InProcess(DRY_RUN="1", SEGMENT_WRITE_KEY=None, CUSTOMERIO_SIGNING_KEY=None)
+    relay.post(make_event(), headers={})
+    assert "X-CIO" not in relay.get(f"/webhooks/{listed(relay)[-1]['number']}/curl").text
+
+
+# --- Samples ---
+
+
+def test_a_sample_goes_the_way_of_a_webhook_signed(dry):
+    answer = dry.request("POST", "/sample", json.dumps(make_event("mine")).encode(), JSON).json()
+    assert (answer["status"], answer["answer"]["status"]) == (200, "dry-run")
+    row = listed(dry)[-1]
+    assert (row["number"], row["person"], row["sample"]) == (answer["number"], "person-mine", True)
+
+
+def test_other_sites_send_no_samples(dry):
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        assert dry.request("POST", "/sample", b"{}", {"Content-Type": kind}).status_code == 415
+    assert listed(dry) == []
+
+
+def test_there_is_a_choice_of_every_sample(dry):
+    html = dry.get("/").text
+    assert len(re.findall("<optgroup", html)) == len(samples.METRICS) == len(samples.CHANNELS)
+    assert set(re.findall(r'<option value="(\w+)"', html)) == set(samples.EVENTS)
+    assert dry.get("/samples/sms_replied").json()["metric"] == "replied"
+    assert dry.get("/samples/sms_of_tomorrow").status_code == 404
 
 
 @pytest.mark.parametrize("name", samples.EVENTS)

@@ -335,3 +335,17 @@ def test_check_of_a_date():
 @pytest.mark.parametrize("status", [200, 201, 202])
 def test_check_of_a_success(status):
     check(response(status, {}, b'{\n  "success": true\n}'))
+
+
+NEVER_STARTED = {
+    "a CA bundle that is not there": ("https://127.0.0.1:9", {"REQUESTS_CA_BUNDLE": "/not/there"}),
+    "a name that is none": (f"http://{'x' * 70}.example", {}),
+}
+
+
+@pytest.mark.parametrize(("host", "env"), NEVER_STARTED.values(), ids=NEVER_STARTED.keys())
+def test_what_keeps_an_upload_from_starting_is_a_failed_connection(host, env, monkeypatch):
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TransientError, match="the connection to Segment failed"):
+        SegmentClient(WRITE_KEY, host).upload([Message("1", "{}")], 3)

@@ -37,39 +37,41 @@ def test_accepted_for_eight_days(after):
 
 
 REFUSED = {
-    "another body": (b'{"metric": "opened"}', WHEN, BY_FIRST),
-    "an empty body": (b"", WHEN, BY_FIRST),
-    "another timestamp": (BODY, "1585250198", BY_FIRST),
-    "the same number written otherwise": (BODY, "01585250199", BY_FIRST),
-    "a timestamp with a sign": (BODY, "+1585250199", BY_FIRST),
-    "a timestamp in digits of another script": (BODY, "١٥٨٥٢٥٠١٩٩", BY_FIRST),
-    "a timestamp that is no number": (BODY, "yesterday", BY_FIRST),
-    "a timestamp beyond all measure": (BODY, "9" * 400, BY_FIRST),
-    "a timestamp that is infinite": (BODY, "inf", BY_FIRST),
-    "no timestamp": (BODY, "", BY_FIRST),
-    "no signature": (BODY, WHEN, ""),
-    "half a signature": (BODY, WHEN, BY_FIRST[:32]),
-    "a signature and more": (BODY, WHEN, BY_FIRST + "00"),
-    "a signature in capitals": (BODY, WHEN, BY_FIRST.upper()),
-    "two signatures": (BODY, WHEN, BY_FIRST + "," + BY_SECOND),
-    "a signature with a version": (BODY, WHEN, "v0=" + BY_FIRST),
-    "a signature that is not ASCII": (BODY, WHEN, "é" * 64),
-    "a signature with a lone surrogate": (BODY, WHEN, "\udcff" * 64),
+    "another body": (b'{"metric": "opened"}', WHEN, BY_FIRST, "mismatch"),
+    "an empty body": (b"", WHEN, BY_FIRST, "mismatch"),
+    "another timestamp": (BODY, "1585250198", BY_FIRST, "mismatch"),
+    "the same number written otherwise": (BODY, "01585250199", BY_FIRST, "mismatch"),
+    "a timestamp with a sign": (BODY, "+1585250199", BY_FIRST, "bad_timestamp"),
+    "a timestamp in digits of another script": (BODY, "١٥٨٥٢٥٠١٩٩", BY_FIRST, "bad_timestamp"),
+    "a timestamp that is no number": (BODY, "yesterday", BY_FIRST, "bad_timestamp"),
+    "a timestamp beyond all measure": (BODY, "9" * 400, BY_FIRST, "bad_timestamp"),
+    "a timestamp that is infinite": (BODY, "inf", BY_FIRST, "bad_timestamp"),
+    "no timestamp": (BODY, "", BY_FIRST, "missing"),
+    "no signature": (BODY, WHEN, "", "missing"),
+    "half a signature": (BODY, WHEN, BY_FIRST[:32], "mismatch"),
+    "a signature and more": (BODY, WHEN, BY_FIRST + "00", "mismatch"),
+    "a signature in capitals": (BODY, WHEN, BY_FIRST.upper(), "mismatch"),
+    "two signatures": (BODY, WHEN, BY_FIRST + "," + BY_SECOND, "mismatch"),
+    "a signature with a version": (BODY, WHEN, "v0=" + BY_FIRST, "mismatch"),
+    "a signature that is not ASCII": (BODY, WHEN, "é" * 64, "mismatch"),
+    "a signature with a lone surrogate": (BODY, WHEN, "\udcff" * 64, "mismatch"),
 }
 
 
-@pytest.mark.parametrize(("body", "timestamp", "signature"), REFUSED.values(), ids=REFUSED.keys())
-def test_refuses(body, timestamp, signature):
+@pytest.mark.parametrize(("body", "timestamp", "signature", "code"), REFUSED.values(), ids=REFUSED.keys())
+def test_refuses(body, timestamp, signature, code):
     with pytest.raises(BadSignature) as refusal:
         verify(body, timestamp, signature, KEYS, NOW)
+    assert refusal.value.code == code
     assert BY_FIRST not in str(refusal.value)
     assert BY_SECOND not in str(refusal.value)
 
 
 @pytest.mark.parametrize("days", [8.1, -8.1], ids=["past", "future"])
 def test_refuses_after_eight_days(days):
-    with pytest.raises(BadSignature, match="eight days"):
+    with pytest.raises(BadSignature, match="eight days") as refusal:
         verify(BODY, WHEN, BY_FIRST, KEYS, NOW + days * DAY)
+    assert refusal.value.code == "expired"
 
 
 def test_an_old_timestamp_says_nothing_about_a_signature_that_is_wrong():

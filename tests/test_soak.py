@@ -13,7 +13,7 @@ from conftest import ROOT
 @pytest.mark.gunicorn
 def test_nothing_is_lost_in_a_short_soak():
     soak = subprocess.run(
-        [sys.executable, "proof/soak.py", "10"], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "proof/soak.py", "6"], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
     )
     assert soak.returncode == 0, soak.stdout + soak.stderr
     assert "Nothing lost." in soak.stdout

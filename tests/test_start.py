@@ -1,16 +1,22 @@
 """Starting: from the Procfile's command to serving, or to one readable message."""
 
+import contextlib
 import json
+import os
 import signal
+import socket
 import subprocess
+import sys
 
-from conftest import ROOT, InProcess, make_event, until
+import pytest
+from conftest import KEYS, ROOT, InProcess, answers, free_port, make_event, until
 
 
 def test_procfile():
     assert (ROOT / "Procfile").read_text() == 'web: gunicorn "app:create_app()"\n'
 
 
+@pytest.mark.waits
 def test_every_problem_in_one_message_and_no_worker(start, tmp_path):
     relay = start(
         wait=False,
@@ -35,17 +41,21 @@ def test_every_problem_in_one_message_and_no_worker(start, tmp_path):
     assert "Booting worker" not in log
 
 
+@pytest.mark.waits
 def test_warnings_are_logged_once_and_no_secret_with_them(start, segment):
     relay = start(segment, SEGMENT_WRITE_KEY="hidden-key", CUSTOMERIO_SIGNING_KEY=None, ALLOW_UNSIGNED="1")
     assert relay.log.count("[WARNING] SEGMENT_WRITE_KEY does not look like a write key") == 1
     assert relay.log.count("[WARNING] ALLOW_UNSIGNED is on") == 1
+    assert "DRY_RUN" not in relay.log
     assert "hidden" not in relay.log
 
 
+@pytest.mark.waits
 def test_dry_run_prints_the_track_call_and_sends_nothing(start, segment):
     relay = start(segment, SEGMENT_WRITE_KEY=None, CUSTOMERIO_SIGNING_KEY=None, DRY_RUN="1")
+    assert relay.log.count("[WARNING] DRY_RUN is on: nothing is sent to Segment") == 1
     event = json.loads((ROOT / "tests/events/legacy.json").read_text())
-    assert relay.post(event, headers={}).status_code == 200
+    assert relay.post(event, headers={}).json()["status"] == "dry-run"
     until(lambda: "messageId" in relay.log)
     assert '  "event": "customerio:email_delivered",\n' in relay.log
     printed = relay.log[relay.log.index("track call:\n") + len("track call:\n") :]
@@ -53,6 +63,89 @@ def test_dry_run_prints_the_track_call_and_sends_nothing(start, segment):
     assert message["properties"] == event["data"]
     assert relay.post({"metric": 5}, headers={}).status_code == 202
     assert segment.requests == []
+
+
+# A setting that is wrong -> what is said instead of starting.
+REFUSED = {
+    "a dry run in production": ({"DRY_RUN": "1"}, "DRY_RUN is on while both keys are set"),
+    "quotes": ({"OMIT_PROPERTIES": '"subject"'}, "OMIT_PROPERTIES has quotes in it"),
+    "a placeholder": ({"SEGMENT_WRITE_KEY": "..."}, "SEGMENT_WRITE_KEY is still the placeholder of an example"),
+    "a log format": ({"LOG_FORMAT": "xml"}, "LOG_FORMAT is one of text, json"),
+}
+
+
+@pytest.mark.waits
+def test_a_wrong_value_is_never_a_default(start):
+    relays = {start(wait=False, **settings): words for settings, words in REFUSED.values()}
+    for relay, words in relays.items():
+        assert relay.process.wait(10) == 1
+        assert f"The relay cannot start:\n  - {words}" in relay.whole_log()
+        assert "Booting worker" not in relay.log
+
+
+@pytest.mark.waits
+def test_a_taken_port_is_one_sentence(start):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        relay = start(wait=False, PORT=str(port))
+        assert relay.process.wait(10) == 1
+        log = relay.whole_log()
+    assert f"  - Port {port} is taken by another program: set PORT= to another one.\n" in log
+    assert "Traceback" not in log
+    assert "Booting worker" not in log
+
+
+# `make run` --------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def trying_out(**settings):
+    """What `make run` runs: python -m ops.try_out."""
+    port = settings.setdefault("PORT", str(free_port()))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ops.try_out"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process, f"http://localhost:{port}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.waits
+@pytest.mark.gunicorn
+def test_make_run_is_a_dry_run_on_this_machine_only_whatever_keys_are_set():
+    with trying_out(**KEYS) as (process, url):
+        until(lambda: answers(f"{url}/health"))
+        # All of 127.0.0.0/8 is this machine, so who listens everywhere listens there too.
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", int(url.rsplit(":", 1)[1])))
+        process.terminate()
+        log, _ = process.communicate(timeout=10)
+    assert f"Trying out the relay at {url}. DRY_RUN is on: nothing is sent to Segment." in log
+    assert f"curl -d @tests/events/legacy.json {url}/webhook" in log
+
+
+def test_make_run_invites_nobody_to_another_programs_port():
+    with socket.create_server(("127.0.0.1", 0)) as other, trying_out(PORT=str(other.getsockname()[1])) as (process, _):
+        said, _ = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert "is taken by another program: set PORT= to another one." in said
+    assert "http://localhost" not in said
+
+
+@pytest.mark.parametrize("workers", ["", "abc"], ids=["blank", "abc"])
+def test_make_run_says_in_one_sentence_what_would_end_gunicorn_before_anything_of_ours_runs(workers):
+    with trying_out(WEB_CONCURRENCY=workers) as (process, _):
+        said, _ = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert said.startswith("The relay cannot start:\n  - WEB_CONCURRENCY is ")
+    assert "Traceback" not in said
 
 
 def test_settings_reach_the_track_call(segment):
@@ -64,6 +157,7 @@ def test_settings_reach_the_track_call(segment):
     assert message["integrations"] == {}
 
 
+@pytest.mark.waits
 def test_ctrl_c_ends_it_at_once(start):
     relay = start()
     relay.process.send_signal(signal.SIGINT)

@@ -307,6 +307,44 @@ def test_keys_that_mean_something_to_segment_are_kept_apart():
     assert result["context"]["customerio"] == {"traits": {"plan": "x"}, "ip": "192.0.2.1", "library": 1}
 
 
+RESERVED = {  # as Segment's "Spec: Common Fields" names them, and two that its libraries give a meaning
+    "active": True,
+    "app": {"name": "x"},
+    "campaign": {"name": "spring"},
+    "channel": "server",
+    "consent": {"categoryPreferences": {"ads": False}},
+    "device": {"id": "x"},
+    "externalIds": [{"id": "x", "type": "ga_client_id"}],
+    "groupId": "g",
+    "instanceId": "i",
+    "integration": "x",
+    "integrations": {"All": False},
+    "ip": "192.0.2.1",
+    "library": {"name": "x"},
+    "locale": "de-DE",
+    "location": {"country": "DE"},
+    "network": {"wifi": True},
+    "omitted_properties": ["x"],
+    "os": {"name": "x"},
+    "page": {"url": "https://example.org"},
+    "referrer": {"id": "x"},
+    "screen": {"width": 1},
+    "timezone": "Europe/Berlin",
+    "traits": {"plan": "x"},
+    "userAgent": "x",
+    "userAgentData": {"mobile": False},
+    "customerio": {"x": 1},
+}
+
+
+@pytest.mark.parametrize(("name", "value"), RESERVED.items(), ids=RESERVED.keys())
+def test_a_name_that_segment_gives_a_meaning_moves_under_customerio(name, value):
+    result = call(OPENED | {name: value})
+    usual = call(OPENED)
+    assert result["context"].pop("customerio") == {name: value}
+    assert result == usual
+
+
 def test_echo():
     assert call(OPENED, echo=True)["integrations"] == {}
 

@@ -1,0 +1,83 @@
+"""Says in words what lies between a webhook and its track call. Pure."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from config import Config
+from translate import occurred_at
+
+# What people look for first; the rest follows.
+READING_ORDER = ("event", "userId", "anonymousId", "timestamp", "properties", "context", "integrations", "messageId")
+
+MOST_NAMES = 12  # in one sentence: they come from outside
+
+
+def in_reading_order(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same call; of userId and anonymousId the one that is null goes last."""
+    keys = [key for key in READING_ORDER if call.get(key) is not None]
+    return {key: call[key] for key in keys} | dict(call)
+
+
+def subject(event: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the name of an event that became no call, and whom it names, as far as it says; "" for what it doesn't."""
+    data = event.get("data")
+    data = data if isinstance(data, dict) else {}
+    identifiers = data.get("identifiers")
+    identifiers = identifiers if isinstance(identifiers, dict) else {}
+    channel, metric = event.get("object_type"), event.get("metric")
+    names = [event.get("event_type"), f"{channel}_{metric}" if channel and metric else metric]
+    people = [data.get("customer_id"), *map(identifiers.get, ("id", "email", "cio_id")), data.get("email_address")]
+    return _first(names), _first(people)
+
+
+def changes(event: Mapping[str, Any], call: Mapping[str, Any], whole: bool, config: Config) -> list[str]:
+    """Return a sentence for each thing that was left out, changed or added.
+
+    `whole` says whether every byte of the webhook was UTF-8.
+    """
+    data, context = event.get("data"), call["context"]
+    data = data if isinstance(data, dict) else {}
+    left_out = context.get("omitted_properties", [])
+    said = []
+    if left_out:
+        said.append(f"Left out, because Segment takes 32 KB an event: {_names(left_out)}.")
+    if omitted := sorted(config.omit_properties & data.keys()):
+        said.append(f"Left out, because OMIT_PROPERTIES says so: {_names(omitted)}.")
+    said += _about_time(event) + _about_person(call, context)
+    if not isinstance(event.get("data"), dict):
+        said.append("data is not an object, so there are no properties; it is kept in context.data.")
+    if moved := sorted((context.get("customerio") or {}).keys() & event.keys()):
+        said.append(
+            f"Moved to context.customerio, because Segment gives the name a meaning of its own: {_names(moved)}."
+        )
+    if altered := [name for name, value in call["properties"].items() if name in data and data[name] != value]:
+        said.append(f"Changed, because strict JSON has neither NaN, infinity nor half a character: {_names(altered)}.")
+    if not whole:
+        said.append("Bytes that are not UTF-8 were replaced by �.")
+    if not event.get("event_id"):
+        said.append("There is no event_id: the messageId is a digest of the whole event.")
+    return said or ["Nothing was left out or changed."]
+
+
+def _about_time(event: Mapping[str, Any]) -> list[str]:
+    if occurred_at(event):  # type: ignore[arg-type]
+        return []
+    if "timestamp" not in event:
+        return ["There is no timestamp: the time of arrival stands in for it."]
+    return ["The timestamp can't be read: the time of arrival stands in for it. It is kept in context.timestamp."]
+
+
+def _about_person(call: Mapping[str, Any], context: Mapping[str, Any]) -> list[str]:
+    if call.get("userId") is not None:
+        return []
+    kind = "the email address" if context.get("traits") else "what else identifies the person"
+    return [f"The person has no id: to Segment they are anonymous, and anonymousId is {kind}."]
+
+
+def _first(values: Iterable[Any]) -> str:
+    return next((str(value) for value in values if isinstance(value, str | int) and str(value).strip()), "")
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(name[:60] for name in names[:MOST_NAMES])
+    return shown if len(names) <= MOST_NAMES else f"{shown} and {len(names) - MOST_NAMES} more"

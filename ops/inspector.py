@@ -1,0 +1,201 @@
+"""The last webhooks of a dry run, and what the page shows of each. A live relay keeps none."""
+
+import base64
+import json
+import shlex
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import signature
+from config import Config
+from delivery import Message
+from ops.changes import changes, in_reading_order, subject
+from translate import NotAnObject, Undeliverable, parse
+
+KEPT = 100  # webhooks
+MAX_HELD = 128 * 1024 * 1024  # bytes of all of them; 100 of 1 MB are kept whole
+SHOWN = 30_000  # characters of a webhook or call, at first
+NAME = 200  # characters of an event's name or a person's id
+ANSWERED = {
+    "dry_run": "A live relay answers so once Segment has it.",
+    "dead_lettered": "Segment could never take it: it is kept whole, as a dead letter, and holds up nothing.",
+    "retried": "Customer.io sends it again, soon.",
+    "unauthorized": "Customer.io would wait an hour, and send it again.",
+    "rejected": "Customer.io doesn't send such webhooks.",
+}
+
+PASTED = 100_000  # bytes that a shell takes as one argument
+
+
+@dataclass
+class Webhook:
+    number: int
+    at: float  # unix seconds
+    status: int
+    outcome: str
+    reason: str
+    event: str
+    person: str
+    size: int  # bytes
+    body: bytes
+    call: str  # JSON; "" without one
+    sample: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of it is still there."""
+        return len(self.body) == self.size
+
+    def summary(self) -> dict[str, Any]:
+        names = ("number", "at", "outcome", "reason", "event", "person", "size", "sample")
+        return {name: getattr(self, name) for name in names}
+
+
+class Inspector:
+    """Remembers the last webhooks, whatever became of them, and prints each track call."""
+
+    def __init__(self, config: Config):
+        self._config = config
+        self._webhooks: deque[Webhook] = deque(maxlen=KEPT)
+        # A page that is open while the relay restarts goes on: later numbers are higher.
+        self.latest = int(time.time() * 1000)
+        self.first_genuine = 0.0  # unix seconds
+
+    def seen(
+        self, body: bytes, message: Message | None, *, status: int, outcome: str, reason: str, sample: bool = False
+    ) -> None:
+        """Remember a webhook and its answer. `sample` says that it came from the page."""
+        if message:
+            call = json.loads(message.json)
+            event, person = call["event"], call["userId"] or call["anonymousId"]
+        else:
+            event, person = subject(_event(body))
+        now = time.time()
+        if self._config.signing_keys and outcome in ("dry_run", "dead_lettered") and not sample:
+            self.first_genuine = self.first_genuine or now
+        self.latest += 1
+        json_text = message.json if message else ""
+        names = event[:NAME], person[:NAME]
+        self._webhooks.append(
+            Webhook(self.latest, now, status, outcome, reason, *names, len(body), body, json_text, sample)
+        )
+        self._forget()
+        if message:
+            print(self._printed(message), flush=True)
+
+    def _forget(self) -> None:
+        """Keep only the beginning of old webhooks if all of them are too much."""
+        held = sum(len(webhook.body) for webhook in self._webhooks)
+        for webhook in self._webhooks:
+            if held <= MAX_HELD:
+                break
+            held -= len(webhook.body)
+            webhook.body = webhook.body[:SHOWN]
+            held += len(webhook.body)
+
+    def _printed(self, message: Message) -> str:
+        if self._config.log_format == "json":
+            at = datetime.now(UTC).isoformat(timespec="milliseconds")
+            return f'{{"time": "{at}", "level": "info", "message": "track call", "call": {message.json}}}'
+        return f"track call:\n{pretty(message.json)}"
+
+    def after(self, number: int) -> list[dict[str, Any]]:
+        """Return a summary of each webhook with a higher number, the oldest first."""
+        return [webhook.summary() for webhook in self._webhooks if webhook.number > number]
+
+    def find(self, number: int) -> Webhook | None:
+        return next((webhook for webhook in self._webhooks if webhook.number == number), None)
+
+    def shown(self, webhook: Webhook) -> dict[str, Any]:
+        """Return what the page shows of an open webhook; long texts are cut."""
+        texts = {part: self.text(webhook, part) for part in ("webhook", "call")}
+        return {
+            "answer": f"Answered {webhook.status}. {ANSWERED.get(webhook.outcome, '')}",
+            "whole": webhook.whole,
+            "changes": self._changes(webhook) if webhook.call else [],
+        } | {
+            part: {"text": text[:SHOWN], "shown": min(len(text), SHOWN), "length": len(text)}
+            for part, text in texts.items()
+        }
+
+    def text(self, webhook: Webhook, part: str) -> str:
+        """Return the "webhook" or the "call" as text that people read, whole."""
+        if part == "call":
+            return pretty(webhook.call, in_reading_order) if webhook.call else ""
+        return pretty(webhook.body.decode("utf-8-sig", errors="replace"))
+
+    def curl(self, webhook: Webhook, address: str, with_key: bool) -> str:
+        """Return a shell command that sends the webhook to `address`.
+
+        It is signed if signatures are checked: now, `with_key`, or else by the shell, which
+        must know the key.
+        """
+        sending = f"curl {shlex.quote(address)} -H 'Content-Type: application/json'"
+        keys = self._config.signing_keys
+        if keys and with_key:
+            headers = signature.sign(webhook.body, str(int(time.time())), keys[0])
+            sending += "".join(f" -H '{name}: {value}'" for name, value in headers.items())
+        elif keys:
+            return (
+                f"body=$({_printing(webhook.body)}; echo x); body=${{body%x}}; now=$(date +%s)\n"
+                'signed=$(printf \'v0:%s:%s\' "$now" "$body" | openssl dgst -sha256 -hmac "$CUSTOMERIO_SIGNING_KEY")\n'
+                f'printf %s "$body" | {sending} -H "X-CIO-Timestamp: $now" -H "X-CIO-Signature: ${{signed##* }}" '
+                "--data-binary @-"
+            )
+        if _printable(webhook.body):
+            return f"{sending} --data-raw {shlex.quote(webhook.body.decode())}"
+        return f"{_printing(webhook.body)} | {sending} --data-binary @-"
+
+    def _changes(self, webhook: Webhook) -> list[str]:
+        if not webhook.whole:
+            return []
+        try:
+            return changes(_event(webhook.body), json.loads(webhook.call), _is_utf8(webhook.body), self._config)
+        except RecursionError:
+            return ["It is nested too deeply to say what was changed."]
+
+
+def pretty(text: str, order: Callable[[Any], Any] = lambda value: value) -> str:
+    """Return JSON laid out; as it is, if it isn't JSON or nests so deeply that it would be mostly indentation."""
+    room = 10_000 + 10 * len(text)
+    pieces = []
+    try:
+        for piece in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(order(json.loads(text))):
+            room -= len(piece)
+            if room < 0:
+                return text
+            pieces.append(piece)
+    except (ValueError, RecursionError):
+        return text
+    return "".join(pieces)
+
+
+def _event(body: bytes) -> dict[str, Any]:
+    try:
+        return parse(body)
+    except (NotAnObject, Undeliverable):
+        return {}
+
+
+def _is_utf8(body: bytes) -> bool:
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _printable(body: bytes) -> bool:
+    """Return whether a terminal takes the text as it stands: a control character may be a command to it."""
+    return len(body) <= PASTED and _is_utf8(body) and body.decode().replace("\n", "").isprintable()
+
+
+def _printing(body: bytes) -> str:
+    """Return a shell command that prints the body."""
+    if _printable(body):
+        return f"printf %s {shlex.quote(body.decode())}"
+    return f"printf %s {base64.b64encode(body).decode()} | base64 -d"

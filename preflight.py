@@ -1,0 +1,46 @@
+"""What the system must grant before the relay can start: files to open, and a port."""
+
+import errno
+import resource
+import socket
+from collections.abc import Iterable
+
+CONNECTIONS = 2000  # a worker
+FEWEST_CONNECTIONS = 100
+OTHER_FILES = 124  # uploads, dead letters, and a worker's own
+
+
+def connections() -> int:
+    """Return how many connections a worker can hold. Raises the usual limit, 1,024 open files, where that's allowed."""
+    wanted = CONNECTIONS + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return CONNECTIONS if soft == resource.RLIM_INFINITY else min(wanted, soft) - OTHER_FILES
+
+
+def open_files_problem() -> str | None:
+    """Return what is wrong with the limit of open files, or None."""
+    if (possible := connections()) >= FEWEST_CONNECTIONS:
+        return None
+    return (
+        f"The limit of open files (ulimit -n) is {possible + OTHER_FILES}. The relay needs "
+        f"{FEWEST_CONNECTIONS + OTHER_FILES}; {CONNECTIONS + OTHER_FILES} are better."
+    )
+
+
+def port_problem(addresses: Iterable[object]) -> str | None:
+    """Return what is wrong with the addresses to listen on, each (host, port), or None."""
+    for address in addresses:
+        if not isinstance(address, tuple):  # a Unix socket
+            continue
+        host, port = address[:2]
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((host, port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    return f"Port {port} is taken by another program: set PORT= to another one."
+    return None

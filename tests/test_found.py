@@ -1,0 +1,136 @@
+"""ops/found.py: what replay and translate find in a file."""
+
+import json
+
+import pytest
+
+from ops.found import find
+
+EVENT = {"event_id": "1", "metric": "opened", "object_type": "email", "data": {"customer_id": "15"}}
+OTHER = {"event_id": "2", "event_type": "email_clicked", "data": {"customer_id": "16"}}
+INNER = EVENT | {"data": {"customer_id": "15", "variables": {"event": {"metric": "inner"}, "reason": "none"}}}
+
+
+def letter(event, **more):
+    return {"event": event, "reason": "Segment refuses it (400)", "at": "2026-11-23T00:00:00+00:00"} | more
+
+
+def text(value, **how):
+    return json.dumps(value, **how)
+
+
+def pretty(value):
+    return json.dumps(value, indent=2)
+
+
+JSON_LOG = text({"time": "2026-11-23T00:00:00+00:00", "level": "warning", "message": "answered 503: x", "count": 1})
+
+# A file -> for each item in it: its line, and its event (or what is wrong with it); and the number of other lines.
+FILES = {
+    "nothing": ("", [], 0),
+    "empty lines": ("\n\n", [], 2),
+    "a webhook": (text(EVENT), [(1, EVENT)], 0),
+    "webhooks, one a line": (f"{text(EVENT)}\n{text(OTHER)}\n", [(1, EVENT), (2, OTHER)], 0),
+    "with Windows' line ends": (f"{text(EVENT)}\r\n{text(OTHER)}\r\n", [(1, EVENT), (2, OTHER)], 0),
+    "without spaces": (text(EVENT, separators=(",", ":")), [(1, EVENT)], 0),
+    "a webhook that is only an id": (text({"event_id": "1"}), [(1, {"event_id": "1"})], 0),
+    "a dead letter": (text(letter(EVENT)), [(1, EVENT)], 0),
+    "dead letters and webhooks": (f"{text(letter(EVENT))}\n\n{text(OTHER)}", [(1, EVENT), (3, OTHER)], 1),
+    "a dead letter with more": (text(letter(EVENT, level="warning", count=1)), [(1, EVENT)], 0),
+    "a dead letter behind a log's prefix": (f"2026-11-23 app[web.1]: {text(letter(EVENT))}", [(1, EVENT)], 0),
+    "and before a log's suffix": (f"app: {text(letter(EVENT))} (end)", [(1, EVENT)], 0),
+    "in a log of text": (f"[INFO] Booting\n{text(letter(EVENT))}\n[INFO] Bye\n", [(2, EVENT)], 2),
+    "in a log of JSON": (f"{JSON_LOG}\n{text(letter(EVENT))}\n{JSON_LOG}\n", [(2, EVENT)], 2),
+    "a webhook behind a prefix is a log's": (f"POST {text(EVENT)}", [], 1),
+    "pretty-printed": (pretty(EVENT), [(1, EVENT)], 0),
+    "pretty-printed, one after the other": (
+        f"{pretty(EVENT)}\n{pretty(OTHER)}\n",
+        [(1, EVENT), (1 + len(pretty(EVENT).splitlines()), OTHER)],
+        0,
+    ),
+    "a pretty-printed dead letter": (pretty(letter(EVENT)), [(1, EVENT)], 0),
+    "an array": (text([EVENT, letter(OTHER)]), [(1, EVENT), (1, OTHER)], 0),
+    "a pretty-printed array": (f"\n{pretty([EVENT, OTHER])}\n", [(2, EVENT), (2, OTHER)], 1),
+    "a line after an array": (f"{pretty([EVENT])}\n{text(OTHER)}", [(1, EVENT), (11, OTHER)], 0),
+    "an empty array": ("[]", [], 1),
+    "an array of something else": ('[1, "x", null, {"a": 1}]', [], 1),
+    "an object of something else": ('{"a": 1}', [], 1),
+    "an object within a webhook whose first key is event": (text(INNER), [(1, INNER)], 0),
+    "the same, pretty-printed": (pretty(INNER), [(1, INNER)], 0),
+    "a webhook with a key named event": (text({"event": "x"} | EVENT), [(1, {"event": "x"} | EVENT)], 0),
+    "a letter that is not whole": (text(letter(EVENT))[:-30], [(1, "a dead letter that is not whole")], 0),
+    "the same behind a prefix": (f"app: {text(letter(EVENT))[:-30]}", [(1, "a dead letter that is not whole")], 0),
+    "the next line is none of its": (
+        f"{text(letter(EVENT))[:-30]}\n{text(OTHER)}",
+        [(1, "a dead letter that is not whole"), (2, OTHER)],
+        0,
+    ),
+    "a broken webhook": ("{broken}\n" + text(OTHER), [(1, "the body is not JSON"), (2, OTHER)], 0),
+}
+
+
+@pytest.mark.parametrize(("file", "expected", "others"), FILES.values(), ids=FILES.keys())
+def test_find(file, expected, others):
+    found, other_lines = find(file)
+    assert [(item.line, item.problem.partition(":")[0] or json.loads(item.body)) for item in found] == expected
+    assert other_lines == others
+
+
+def test_a_webhook_is_found_byte_for_byte():
+    """Without an event_id the spelling of an integer or a float could be another messageId."""
+    body = '{"metric":"m",  "data": {"x": 1.50e1, "y": "\\u00e9", "z": ' + "1" * 5_000 + "}}"
+    (item,), _ = find(body + "\n")
+    assert (item.body, item.text) == (body.encode(), body)
+
+
+def test_what_could_not_be_parsed_is_found_as_it_came():
+    body = '{"metric": "m", "data": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    (item,), _ = find(text(letter(body)))
+    assert item.body == body.encode()
+    assert item.problem == ""
+    (item,), _ = find(body)
+    assert (item.body, item.problem) == (body.encode(), "")
+
+
+@pytest.mark.parametrize("half", [chr(0xD800), chr(0xDCFF)], ids=ascii)
+def test_half_a_character_is_kept(half):
+    event = EVENT | {"subject": half}
+    (item,), _ = find(text(letter(event)))
+    assert json.loads(item.body) == event
+
+
+STOOD = {
+    "a webhook": text(EVENT, separators=(",", ":")),
+    "a letter": text(letter(EVENT)),
+    "pretty-printed": pretty(letter(EVENT)),
+    "broken": "{broken}",
+    "not whole": text(letter(EVENT))[:-30],
+}
+
+
+@pytest.mark.parametrize("stood", STOOD.values(), ids=STOOD.keys())
+def test_an_item_is_kept_as_it_stood_ready_to_be_found_again(stood):
+    (item,), _ = find(f"before\n{stood}\nafter\n")
+    assert item.text == stood
+    (again,), _ = find(item.text + "\n")
+    assert (again.body, again.problem) == (item.body, item.problem)
+
+
+def test_an_item_of_an_array_can_be_found_again_by_itself():
+    found, _ = find(pretty([letter(EVENT), OTHER]))
+    again, _ = find("".join(item.text + "\n" for item in found))
+    assert [item.body for item in again] == [item.body for item in found]
+
+
+ON_ONE_LINE = {
+    "a blank between them": f"{text(EVENT)} {text(OTHER)}\n",
+    "nothing between them": f"{text(EVENT)}{text(OTHER)}\n",
+    "files without a line break at their end": f"{pretty(EVENT)}{pretty(OTHER)}\n",
+    "letters": f"{text(letter(EVENT))}{text(letter(OTHER))}\n",
+}
+
+
+@pytest.mark.parametrize("file", ON_ONE_LINE.values(), ids=ON_ONE_LINE.keys())
+def test_two_on_one_line_are_both_found(file):
+    found, _ = find(file)
+    assert [json.loads(item.body) for item in found] == [EVENT, OTHER]

@@ -1,0 +1,28 @@
+"""What is known of a webhook while it is answered, for its error handlers and ops/observe.py."""
+
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from flask import g
+
+from delivery import Message
+
+
+@dataclass(slots=True)
+class Webhook:
+    arrived: float = field(default_factory=monotonic)  # on the monotonic clock
+    body: bytes = b""
+    event: dict[str, Any] | None = None
+    message: Message | None = None
+    # Of its answer:
+    status: str = ""
+    code: str = ""  # the reason, for metrics and log
+    reason: str = ""  # in words
+    error: str = ""  # an unexpected one, and where it was
+
+
+def current() -> Webhook:
+    """Return the webhook of this request; a new one for a request that is none."""
+    webhook: Webhook = g.setdefault("webhook", Webhook())
+    return webhook
