@@ -2,10 +2,10 @@
 
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TextIO
 from uuid import uuid4
@@ -18,6 +18,9 @@ from config import Config, ConfigError
 from dead_letters import file_problem
 from delivery import Message, RateLimited, Rejected, RetryLater, fitting
 from ops import samples
+from ops.check import check
+from ops.envfile import variables
+from ops.found import Found, find
 from segment_client import SegmentClient
 from translate import NotAnObject, Undeliverable, parse, translate
 
@@ -28,14 +31,19 @@ FILE = click.argument("file", type=click.File(encoding="utf-8", errors="surrogat
 
 
 @click.group()
-def main() -> None:
+@click.option(
+    "--env-file", type=click.File(), help="Settings, as in systemd's EnvironmentFile; the environment's own come first."
+)
+@click.pass_context
+def main(context: click.Context, env_file: TextIO | None) -> None:
     """Check the settings, try the relay, and send dead letters again."""
+    context.obj = (variables(env_file.read()) if env_file else {}) | dict(os.environ)
 
 
-def settings(**instead: str) -> Config:
-    """Return the settings of the environment, with `instead` for what a command doesn't need."""
+def settings(env: dict[str, str], *needs: str) -> Config:
+    """Return the settings, of which a command needs these keys."""
     try:
-        return Config.from_env(dict(os.environ) | instead, file_problem)
+        return Config.from_env(env, file_problem, needs)
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
 
@@ -46,49 +54,18 @@ def message_maker(config: Config, segment: SegmentClient) -> Callable[[bytes], M
     return lambda body: segment.to_message(translate(parse(body), received=datetime.now(UTC), **mapping))
 
 
-@main.command()
-def check() -> None:
-    """Check the settings and send one event to Segment.
-
-    Segment answers 200 to wrong keys, so the last step is yours: look for the event there.
-    """
-    config = settings()
-    click.echo("Settings: in order.")
-    for warning in config.warnings:
-        click.echo(f"  warning: {warning}")
-    click.echo(f"Signatures: {'checked' if config.signing_keys else 'not checked'}.")
-    name = config.event_prefix + "relay_check"
-    if config.dry_run:
-        click.echo(f"DRY_RUN is on: {name} was not sent.")
-        return
-    segment = SegmentClient(config.segment_write_key, config.segment_host)
-    call = {
-        "event": name,
-        "anonymous_id": "relay_check",
-        "message_id": f"customerio-check-{uuid4()}",
-        "properties": {"sent_by": "python -m ops check"},
-        "context": {},
-    }
-    started = time.monotonic()
-    try:
-        segment.upload([segment.to_message(call)], TIMEOUT)
-    except (RetryLater, Rejected) as error:
-        raise click.ClickException(f"{config.segment_host} did not take the event: {error}.") from None
-    click.echo(f"Segment: {config.segment_host} took the event in {(time.monotonic() - started) * 1000:.0f} ms.")
-    click.echo(
-        f"Now look for {name} in Segment: Connections > Sources > your source > Debugger.\n"
-        "If it isn't there within a minute, the write key or the region (SEGMENT_HOST) is another source's."
-    )
+main.add_command(check)
 
 
 @main.command()
 @click.option("--url", help="The relay's address; by default the one on this machine.")
 @click.option("--event", "name", default="email_delivered", show_default=True, help="Any documented event.")
-def sample(url: str | None, name: str) -> None:
+@click.pass_obj
+def sample(env: dict[str, str], url: str | None, name: str) -> None:
     """Send a signed sample webhook to a running relay, and print the answer."""
     if name not in samples.EVENTS:
         raise click.BadParameter(f"not one of {', '.join(samples.EVENTS)}", param_hint="--event")
-    config = settings(DRY_RUN="1")
+    config = settings(env)
     target = (url or f"http://localhost:{config.port}").rstrip("/").removesuffix("/webhook") + "/webhook"
     body = json.dumps(samples.sample(name, str(uuid4()), int(time.time()))).encode()
     headers = {"Content-Type": "application/json"}
@@ -105,20 +82,21 @@ def sample(url: str | None, name: str) -> None:
 
 @main.command("translate")
 @FILE
-def translate_file(file: TextIO) -> None:
+@click.pass_obj
+def translate_file(env: dict[str, str], file: TextIO) -> None:
     """Print the track calls for the webhooks or dead letters in FILE (- is standard input). Sends nothing."""
-    config = settings(DRY_RUN="1")
+    config = settings(env)
     to_message = message_maker(config, SegmentClient(config.segment_write_key, config.segment_host))
+    found, _ = find(file.read())
     failed = 0
-    for number, line in enumerate(lines(file), 1):
+    for item in found:
         try:
-            if (body := event_in(line)) is not None:
-                click.echo(to_message(body).json)
+            click.echo(message_of(item, to_message).json)
         except (Undeliverable, NotAnObject) as error:
             failed += 1
-            click.echo(f"line {number}: {error}", err=True)
-    if failed:
-        sys.exit(1)
+            click.echo(f"line {item.line}: {error}", err=True)
+    if failed or not found:
+        sys.exit(nothing_found(found))
 
 
 @main.command()
@@ -126,84 +104,68 @@ def translate_file(file: TextIO) -> None:
 @click.option(
     "--rate", default=500.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Events a second."
 )
-def replay(file: TextIO, rate: float) -> None:
+@click.option("--failed", type=click.Path(dir_okay=False), help="Where to write what could not be sent, as it stood.")
+@click.pass_obj
+def replay(env: dict[str, str], file: TextIO, rate: float, failed: str | None) -> None:
     """Send what is in FILE (- is standard input) to Segment again.
 
-    FILE has dead letters, or webhooks, one a line; a log with other lines between them is fine.
-    Safe to repeat: Segment knows the events by the same messageIds. Segment's own limit is
-    1,000 events a second.
+    FILE has dead letters or webhooks: one a line, pretty-printed, or in a JSON array; a log with
+    other lines between them is fine. Safe to repeat: Segment knows the events by the same
+    messageIds. Segment's own limit is 1,000 events a second.
     """
-    config = settings()
+    config = settings(env, "SEGMENT_WRITE_KEY")
     if config.dry_run:
         raise click.ClickException("DRY_RUN is on: nothing would be sent. `translate` shows what would be.")
     segment = SegmentClient(config.segment_write_key, config.segment_host)
     to_message = message_maker(config, segment)
-    failures: dict[int, str] = {}
-    found: list[tuple[int, Message]] = []
-    others = 0
-    for number, line in enumerate(lines(file), 1):
+    found, others = find(file.read())
+    failures: dict[int, str] = {}  # by the position in `found`
+    ready: list[tuple[int, Message]] = []
+    for position, item in enumerate(found):
         try:
-            body = event_in(line)
-            if body is None:
-                others += 1
-            else:
-                found.append((number, to_message(body)))
+            ready.append((position, message_of(item, to_message)))
         except (Undeliverable, NotAnObject) as error:
-            failures[number] = str(error)
-    sent = 0
-    with click.progressbar(length=len(found), label="Replaying", file=sys.stderr) as bar:
-        while found:
+            failures[position] = str(error)
+    with click.progressbar(length=len(ready), label="Replaying", file=sys.stderr) as bar:
+        while ready:
             started = time.monotonic()
-            count = fitting(message for _, message in found)
-            batch, found = found[:count], found[count:]
-            rejected = send(batch, segment.upload)
-            failures |= rejected
-            sent += len(batch) - len(rejected)
+            count = fitting(message for _, message in ready)
+            batch, ready = ready[:count], ready[count:]
+            failures |= send(batch, segment.upload)
             bar.update(len(batch))
             time.sleep(max(0.0, len(batch) / rate - (time.monotonic() - started)))
-    for number, reason in sorted(failures.items()):
-        click.echo(f"line {number}: {reason}", err=True)
-    click.echo(f"{sent} sent, {len(failures)} not sent, {others} other lines.")
-    if failures:
-        sys.exit(1)
+    for position, reason in sorted(failures.items()):
+        click.echo(f"line {found[position].line}: {reason}", err=True)
+    if failed:
+        write_private(failed, "".join(found[position].text + "\n" for position in sorted(failures)))
+    click.echo(f"{len(found) - len(failures)} sent, {len(failures)} not sent, {others} other lines.")
+    if failures or not found:
+        sys.exit(nothing_found(found))
 
 
-def lines(file: TextIO) -> list[str]:
-    """Return the lines of a file, or all of it if it is one event that somebody has laid out."""
-    text = file.read()
-    try:
-        parse(text.encode("utf-8", "surrogateescape"))
-    except (NotAnObject, Undeliverable):
-        return text.removesuffix("\n").split("\n")
-    return [text]
+def nothing_found(found: list[Found]) -> int:
+    """Say so if there was nothing to do, and return the exit code of a failure."""
+    if not found:
+        click.echo("There is no webhook and no dead letter in it.", err=True)
+    return 1
 
 
-def event_in(line: str) -> bytes | None:
-    """Return the body of the webhook in a line: a dead letter's, or the line itself; None if it has neither.
+def message_of(item: Found, to_message: Callable[[bytes], Message]) -> Message:
+    if item.problem:
+        raise NotAnObject(item.problem, "not_json")
+    return to_message(item.body)
 
-    A dead letter may stand behind what a log puts in front of it.
-    """
-    text = line.strip()
-    if found := re.search(r'\{ ?"event": ?', text):
-        try:
-            letter = json.loads(text[found.start() :])
-            event = letter["event"]
-            # What could not be parsed was kept as it came.
-            return (event if isinstance(event, str) else json.dumps(event)).encode("utf-8", "surrogatepass")
-        except (ValueError, KeyError, RecursionError):
-            raise NotAnObject("a dead letter that is not whole") from None
-    if not (text.startswith("{") and text.endswith("}")):
-        return None
-    body = text.encode("utf-8", "surrogateescape")
-    try:
-        event = parse(body)
-    except Undeliverable:
-        return body
-    return body if {"event_type", "metric", "event_id", "data"} & set(event) else None
+
+def write_private(path: str, text: str) -> None:
+    """Write a file that only its owner can read: dead letters are personal data."""
+    with suppress(FileNotFoundError):
+        os.unlink(path)  # another's, perhaps, whom it would stay readable for
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", errors="surrogateescape") as file:
+        file.write(text)
 
 
 def send(batch: list[tuple[int, Message]], upload: Callable[[list[Message], float], None]) -> dict[int, str]:
-    """Upload a batch; return the reasons, by line number, for what Segment did not take."""
+    """Upload a batch; return the reasons for what Segment did not take, by its number."""
     reason = ""
     for attempt in range(ATTEMPTS):
         try:

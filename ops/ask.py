@@ -1,0 +1,135 @@
+"""Asks an HTTP API one question, or says in a sentence why there is no answer."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
+
+from config import LOOPBACK
+
+SECONDS = 10.0
+
+# An OSError that is no RequestException is a REQUESTS_CA_BUNDLE that can't be read; the others are odd addresses.
+FAILURES = (OSError, HTTPError, UnicodeError)
+
+
+class NoAnswer(Exception):
+    """The API could not be asked. `str()` says why, without a token in it."""
+
+
+@dataclass(frozen=True)
+class Api:
+    """An API, and the settings that it is known by."""
+
+    name: str
+    url: str
+    token: str = field(repr=False)
+    url_setting: str
+    token_setting: str
+    refusals: Mapping[int, str]  # what a status means
+
+    @property
+    def shown(self) -> str | None:
+        """The address, unless there may be a password in it."""
+        return self.url if is_origin(self.url) else None
+
+    @property
+    def in_clear_text(self) -> bool:
+        return is_origin(self.url) and self.url.startswith("http:") and urlsplit(self.url).hostname not in LOOPBACK
+
+    def get(
+        self, path: str, params: Mapping[str, str] | None = None, accept: str = "application/json"
+    ) -> dict[str, Any]:
+        """Return the JSON object at `path`; raise NoAnswer if there is none."""
+        if not re.fullmatch(r"[!#-&(-~]+", self.token):
+            raise NoAnswer(f"{self.token_setting} has a blank, a quote or a character that no token has: copy it again")
+        if not is_origin(self.url):
+            raise NoAnswer(f"{self.url_setting} is a URL without a path, like https://api.example.com")
+        try:
+            # Given as `auth`, so that a .netrc can't replace the token. A redirect would take it elsewhere.
+            response = requests.get(
+                self.url + path,
+                params,
+                headers={"Accept": accept},
+                auth=self._authorize,
+                timeout=SECONDS,
+                allow_redirects=False,
+            )
+        except FAILURES as error:
+            raise NoAnswer(f"{self.url} can't be reached: {why(error)}") from None
+        if response.status_code != 200:
+            raise NoAnswer(self._refusal(response))
+        try:
+            answer = response.json()
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise NoAnswer(f"what answers at {self.url} is not {self.name}: check {self.url_setting} and proxies")
+        return answer
+
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self.token}"
+        return request
+
+    def _refusal(self, response: requests.Response) -> str:
+        status, wait = response.status_code, response.headers.get("Retry-After", "")
+        if response.is_redirect:
+            return f"{self.url} redirects elsewhere ({status}): check {self.url_setting} and proxies"
+        if status == 404:
+            return f"{self.url} doesn't know the question (404): check {self.url_setting}"
+        words = self.refusals.get(status, f"{self.url} answered {status}: try again later")
+        return f"{words} in {wait} s" if status == 429 and re.fullmatch("[0-9]{1,6}", wait) else words
+
+
+def is_origin(url: str) -> bool:
+    """Return whether `url` is one without a path, a user or a password."""
+    try:
+        parts = urlsplit(url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+    return sound and not (parts.path or parts.query or parts.fragment or "@" in url or re.search(r"[\s\\]", url))
+
+
+def look(url: str) -> str:
+    """Say why nothing answers at `url`; "" if something does."""
+    try:
+        requests.get(url, auth=lambda request: request, timeout=SECONDS, allow_redirects=False, stream=True).close()
+    except FAILURES as error:
+        return why(error)
+    return ""
+
+
+def why(error: Exception) -> str:
+    """Say why a request of `requests` failed."""
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    match error:
+        case requests.exceptions.ProxyError():
+            return "the proxy (HTTPS_PROXY) doesn't answer, or refuses"
+        case requests.exceptions.SSLError():
+            return f"TLS is refused ({_tls_problem(reason)}): check REQUESTS_CA_BUNDLE and proxies"
+        case requests.Timeout():
+            return f"there is no answer within {SECONDS:g} s"
+        case requests.ConnectionError() if isinstance(reason, NameResolutionError):
+            return "its name has no address: check the spelling, and DNS"
+        case requests.ConnectionError() if isinstance(reason, NewConnectionError):
+            refused = isinstance(reason.__cause__, ConnectionRefusedError)
+            return "the port is refused, nothing listens there" if refused else "there is no way to its network"
+        case requests.ConnectionError() | requests.exceptions.ChunkedEncodingError():
+            return "the connection broke off"
+        case requests.RequestException() | HTTPError() | UnicodeError():
+            return "the address is malformed, or what answers is not HTTP"
+    return "the certificates that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names can't be read"
+
+
+def _tls_problem(reason: object) -> str:
+    problem = next(iter(getattr(reason, "args", ())), None)
+    return (
+        str(getattr(problem, "verify_message", "") or getattr(problem, "reason", "") or "no reason given")
+        .replace("_", " ")
+        .lower()
+    )

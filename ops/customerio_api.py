@@ -1,0 +1,96 @@
+"""Customer.io's App API: the reporting webhooks, and what each of them sends.
+
+docs.customer.io/integrations/api/app/tag/reporting-webhooks/listwebhooks
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from ops.ask import Api, NoAnswer
+from ops.samples import EVENTS
+
+TOKEN = "CUSTOMERIO_APP_API_KEY"  # noqa: S105 - its name
+URL = "CUSTOMERIO_APP_API_URL"
+
+US_API = "https://api.customer.io"
+EU_API = "https://api-eu.customer.io"
+
+REFUSALS = {
+    401: f"Customer.io refuses {TOKEN} (401): it is wrong, revoked, or of the other region (--customerio-eu)",
+    403: f"{TOKEN} lacks the permission to read reporting webhooks (403)",
+    429: "Customer.io takes 10 questions a second, and had more (429): try again",
+}
+
+# The names in a webhook's settings differ from those in its events; these events can't be chosen.
+SETTINGS_NAMES = {"customer_cio_subscription_preferences_changed": "customer_subscription_preferences_changed"}
+NOT_CHOSEN = ("slack_undeliverable",)
+SUBSCRIBABLE = {
+    SETTINGS_NAMES.get(name, name): channel for name, (channel, _) in EVENTS.items() if name not in NOT_CHOSEN
+}  # with the channel of each
+
+PORTS = {"http": 80, "https": 443}
+
+
+class Webhook(NamedTuple):
+    name: str
+    endpoint: str
+    enabled: bool
+    first_only: bool  # of the opens and clicks of a message
+    with_content: bool
+    events: list[str]
+
+
+def from_env(env: Mapping[str, str], in_eu: bool) -> Api | None:
+    """Return the App API of that region, or None without a key."""
+    token = env.get(TOKEN, "").strip()
+    url = env.get(URL, "").strip().rstrip("/") or (EU_API if in_eu else US_API)
+    return Api("Customer.io's App API", url, token, URL, TOKEN, REFUSALS) if token else None
+
+
+def list_webhooks(api: Api) -> list[Webhook]:
+    """Return all reporting webhooks; raise NoAnswer."""
+    found = api.get("/v1/reporting_webhooks").get("reporting_webhooks")
+    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+        raise NoAnswer("Customer.io's answer has no list of reporting_webhooks: its API has changed")
+    return [
+        Webhook(
+            name=str(item.get("name") or item.get("id") or ""),
+            endpoint=str(item.get("endpoint") or ""),
+            enabled=not item.get("disabled"),
+            first_only=item.get("full_resolution") is False,
+            with_content=bool(item.get("with_content")),
+            events=sorted(map(str, item.get("events") or ())),
+        )
+        for item in found
+    ]
+
+
+def is_relay(webhook: Webhook, url: str | None) -> bool:
+    """Return whether a webhook goes to the relay whose public address is `url`, or to any relay."""
+    if url is None:
+        return address(webhook.endpoint).endswith("/webhook")
+    return address(webhook.endpoint) == target(url)
+
+
+def target(url: str) -> str:
+    """Return the address of the webhooks of the relay at `url`."""
+    return address(url).rstrip("/").removesuffix("/webhook") + "/webhook"
+
+
+def address(endpoint: str) -> str:
+    """Return an endpoint without the secrets that it may have before the host and behind the path; "" if it is none."""
+    try:
+        url = urlsplit(endpoint)
+        host, port = url.hostname, url.port
+    except ValueError:
+        return ""
+    if not host or url.scheme not in PORTS:
+        return ""
+    shown = f"[{host}]" if ":" in host else host
+    return f"{url.scheme}://{shown}{'' if port in (None, PORTS[url.scheme]) else f':{port}'}{url.path}"
+
+
+def events_off(webhook: Webhook) -> list[str]:
+    """Return the documented events that could be on and are not."""
+    return [name for name in SUBSCRIBABLE if name not in webhook.events]

@@ -1,0 +1,540 @@
+"""`python -m ops check` asks both ends: Segment's Public API, and Customer.io's App API."""
+
+import json
+import shutil
+import ssl
+import subprocess
+
+import pytest
+from click.testing import CliRunner
+from conftest import KEYS, WRITE_KEY, free_port
+from fake_apis import TOKEN, FakeCustomerioApi, FakeSegmentApi, Happened, source, webhook
+
+from ops import customerio_api, segment_api
+from ops.__main__ import main
+
+ADDRESS = "https://relay.example.com/webhook"
+ALL = list(customerio_api.SUBSCRIBABLE)
+ASK_EVERY = 15
+
+
+@pytest.fixture(autouse=True)
+def waits(monkeypatch):
+    """The seconds that `check` would have waited between two questions; it gives up on an answer soon."""
+    waits = []
+    monkeypatch.setattr("ops.check.pause", waits.append)
+    monkeypatch.setattr("ops.ask.SECONDS", 0.3)
+    return waits
+
+
+@pytest.fixture
+def public(segment):
+    with FakeSegmentApi(segment) as api:
+        yield api
+
+
+@pytest.fixture
+def app_api():
+    with FakeCustomerioApi() as api:
+        api.webhooks = [webhook(ADDRESS, ALL)]
+        yield api
+
+
+@pytest.fixture
+def run(segment, public, app_api):
+    """Run `check` against the fakes; None leaves a setting out."""
+
+    def run(*words, **settings):
+        env = {
+            **KEYS,
+            "SEGMENT_HOST": segment.url,
+            "SEGMENT_PUBLIC_API_TOKEN": TOKEN,
+            "SEGMENT_PUBLIC_API_URL": public.url,
+            "CUSTOMERIO_APP_API_KEY": TOKEN,
+            "CUSTOMERIO_APP_API_URL": app_api.url,
+            "DRY_RUN": None,
+            "REQUESTS_CA_BUNDLE": None,
+            "CURL_CA_BUNDLE": None,
+            **settings,
+        }
+        done = CliRunner().invoke(main, ["check", *words], env=env, prog_name="python -m ops")
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        for secret in (TOKEN, *KEYS.values()):
+            assert secret not in done.output
+        return done
+
+    return run
+
+
+def report_of(done):
+    return json.loads(done.stdout)
+
+
+def test_all_is_well(run, public):
+    public.happened = [Happened("customerio:email_opened", 1_234, minutes_ago=3)]
+    done = run("--url", "https://relay.example.com")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert 'the write key is of the source "Customer.io relay", enabled.' in done.stdout
+    assert "UTC it received 1,235 events, the last one at " in done.stdout
+    assert "and dropped 0.\n" in done.stdout
+    assert f'the webhook "Relay" goes to {ADDRESS}, enabled.' in done.stdout
+    assert "on: all of customer, all of email, all of push, all of sms, " in done.stdout
+    for unwanted in ("Not checked", "warning", "Now look for"):
+        assert unwanted not in done.stdout
+
+
+def test_without_tokens_it_says_what_it_could_not_check(run, public, app_api):
+    done = run(SEGMENT_PUBLIC_API_TOKEN=None, CUSTOMERIO_APP_API_KEY=" ")
+    assert (done.exit_code, done.stderr, public.requests + app_api.requests) == (0, "", [])
+    assert "Not checked: which source has the write key" in done.stdout
+    assert "Not checked: the webhook in Customer.io" in done.stdout
+    assert "Now look for customerio:relay_check in Segment" in done.stdout
+
+
+def test_it_asks_as_documented_and_a_netrc_replaces_no_token(run, public, app_api, tmp_path):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
+    assert run(NETRC=str(tmp_path / "netrc")).exit_code == 0
+    assert [(path, headers["authorization"]) for path, _, headers in public.requests + app_api.requests] == [
+        ("/sources", f"Bearer {TOKEN}"),
+        ("/delivery-overview/successfully-received", f"Bearer {TOKEN}"),
+        ("/delivery-overview/failed-on-ingest", f"Bearer {TOKEN}"),
+        ("/v1/reporting_webhooks", f"Bearer {TOKEN}"),
+    ]
+
+
+def test_tokens_may_come_from_a_file(run, public, app_api, tmp_path):
+    (tmp_path / "env").write_text(f"SEGMENT_PUBLIC_API_TOKEN={TOKEN}\n")
+    env = {**KEYS, "SEGMENT_HOST": public.url, "SEGMENT_PUBLIC_API_URL": public.url, "DRY_RUN": "force"}
+    done = CliRunner().invoke(main, ["--env-file", str(tmp_path / "env"), "check"], env=env)
+    assert 'the source "Customer.io relay"' in done.stdout
+
+
+# Segment's end: what is so -> the exit code, and what is said.
+SEGMENT = {
+    "the key is on the last page": (
+        lambda api: (api.sources.insert(0, source("First", ["k"])), setattr(api, "page", 1)),
+        0,
+        'the source "Customer.io relay", enabled',
+    ),
+    "no source has the key": (
+        lambda api: setattr(api, "sources", [source("Website", ["another-key"])]),
+        1,
+        "No source has SEGMENT_WRITE_KEY",
+    ),
+    "the key is on no page": (
+        lambda api: (api.sources.pop(), api.sources.append(source("Shop", ["k"])), setattr(api, "page", 1)),
+        1,
+        "No source has SEGMENT_WRITE_KEY",
+    ),
+    "a part of a key is not the key": (
+        lambda api: setattr(api, "sources", [source("Website", [WRITE_KEY + "x"]), source("Shop", [WRITE_KEY[1:]])]),
+        1,
+        "No source has SEGMENT_WRITE_KEY",
+    ),
+    "there is no source": (lambda api: api.sources.clear(), 1, "No source has SEGMENT_WRITE_KEY"),
+    "the source is disabled": (
+        lambda api: setattr(api, "sources", [source("Relay", ["old", WRITE_KEY], enabled=False)]),
+        1,
+        "The source is disabled",
+    ),
+    "the token lacks Source Admin": (
+        lambda api: setattr(api, "source_admin", False),
+        2,
+        "SEGMENT_PUBLIC_API_TOKEN may not read the write keys of 2 of 2 sources: it lacks the Source Admin permission",
+    ),
+    "the token has Source Admin for another source": (
+        lambda api: api.sources[1].update(writeKeys=[]),
+        2,
+        "write keys of 1 of 2 sources: it lacks the Source Admin permission",
+    ),
+    "no delivery overview": (lambda api: setattr(api, "business_plan", False), 2, "a Team or Business plan"),
+    "it dropped events": (
+        lambda api: api.happened.append(Happened("a", 12, "source_disabled", 30)),
+        1,
+        "Segment dropped 12 events of the last four hours after its 200",
+    ),
+    "it dropped events long ago": (
+        lambda api: api.happened.append(Happened("a", 12, "source_disabled", 300)),
+        0,
+        "and dropped 0",
+    ),
+    "data is a list": (lambda api: setattr(api, "plain_lists", True), 0, "UTC it received 1 events"),
+    "a list on several pages": (
+        lambda api: (setattr(api, "plain_lists", True), setattr(api, "page", 1)),
+        0,
+        'the source "Customer.io relay", enabled',
+    ),
+    "a name that would move the cursor": (
+        lambda api: api.sources[1].update(name="Re\x1b[2Jlay"),
+        0,
+        'the source "Re?[2Jlay", enabled',
+    ),
+}
+
+
+@pytest.mark.parametrize(("prepare", "code", "words"), SEGMENT.values(), ids=SEGMENT.keys())
+def test_segments_end(run, public, prepare, code, words):
+    prepare(public)
+    done = run()
+    assert (done.exit_code, words in done.output) == (code, True), done.output
+    assert ("Now look for" in done.stdout) == ("Source Admin permission" in words)
+    assert ("Error: " in done.stderr, "Incomplete: " in done.stderr) == (code == 1, code == 2)
+
+
+def test_drops_are_a_table_by_reason_with_what_each_means(run, public):
+    public.page = 1
+    public.happened = [
+        Happened("a", 1_500, "project_not_found", 10),
+        Happened("b", 3, "id_required", 5),
+        Happened("b", 4, "id_required", 200),
+        Happened("c", 1, "brand_new_reason", 1),
+    ]
+    done = run()
+    assert done.exit_code == 1
+    _, table = done.stdout.split("and dropped 1,508.\n")
+    assert [line.split(maxsplit=3)[:1] + line.split(maxsplit=3)[2:] for line in table.splitlines()[1:4]] == [
+        ["1,500", "project_not_found", "Segment doesn't know the write key: set SEGMENT_WRITE_KEY again."],
+        [
+            "7",
+            "id_required",
+            segment_api.NOT_OURS,
+        ],
+        ["1", "brand_new_reason", "See this source's Delivery Overview in Segment."],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("https://api.segment.io", "https://api.segmentapis.com"),
+        ("https://events.eu1.segmentapis.com", "https://eu1.api.segmentapis.com"),
+        ("http://localhost:8099", "https://api.segmentapis.com"),
+    ],
+)
+def test_the_region_is_that_of_segment_host(host, address):
+    assert segment_api.from_env({"SEGMENT_PUBLIC_API_TOKEN": "t"}, host).url == address
+
+
+def test_the_region_of_customerio_is_an_option(monkeypatch):
+    asked = []
+    monkeypatch.setattr("ops.ask.requests.get", lambda url, *_, **__: asked.append(url) or 1 / 0)
+    for words in ([], ["--customerio-eu"]):
+        env = {"DRY_RUN": "1", "CUSTOMERIO_APP_API_KEY": "k"} | dict.fromkeys(KEYS)
+        CliRunner().invoke(main, ["check", *words], env=env)
+    assert asked == [f"https://{host}.customer.io/v1/reporting_webhooks" for host in ("api", "api-eu")]
+
+
+# Customer.io's end: the webhooks -> the exit code, and what is said.
+CUSTOMERIO = {
+    "enabled, with all events": ([webhook(ADDRESS, ALL)], 0, "enabled"),
+    "others are not candidates": (
+        [webhook("https://example.com/hook", []), webhook("https://example.com/webhooks", []), webhook(ADDRESS, ALL)],
+        0,
+        "enabled",
+    ),
+    "there is none": ([], 1, "No reporting webhook in Customer.io has an address that ends in /webhook. There is none"),
+    "none is for a relay": (
+        [webhook("https://user:password@example.com/hook?secret=1", ALL)],
+        1,
+        "ends in /webhook. There are https://example.com/hook.\n",
+    ),
+    "it is disabled": ([webhook(ADDRESS, ALL, disabled=True)], 1, 'The webhook "Relay" is disabled'),
+    "two to one address": (
+        [webhook(ADDRESS, ["email_sent"]), webhook(ADDRESS.replace("com", "com:443"), ALL, name="Other")],
+        1,
+        f"2 webhooks go to {ADDRESS}: events may arrive twice",
+    ),
+    "two that could be it": (
+        [webhook(ADDRESS, ALL), webhook("https://staging.example.com/webhook", ALL)],
+        2,
+        "Several webhooks could be this relay's: name its address with --url",
+    ),
+    "a channel and an event are on": (
+        [webhook(ADDRESS, ["email_sent", *(name for name in ALL if name.startswith("push_"))])],
+        0,
+        "on: all of push, email_sent\n  warning: These events are off: all of customer, all of sms, ",
+    ),
+    "an event is off": ([webhook(ADDRESS, ALL[:-1])], 0, f"warning: These events are off: {ALL[-1]}.\n"),
+    "all events are off": ([webhook(ADDRESS, [])], 0, "warning: No event is on"),
+    "an event that is not documented": (
+        [webhook(ADDRESS, [*ALL, "email_deferred"])],
+        0,
+        "all of in_app, email_deferred\n",
+    ),
+    "the first open only": ([webhook(ADDRESS, ALL, full_resolution=False)], 0, "warning: Only the first open"),
+    "with Body Content": ([webhook(ADDRESS, ALL, with_content=True)], 0, "warning: Body Content is on"),
+    "with what this was not written for": (
+        [{"endpoint": ADDRESS, "events": ALL, "type": "webhook"}, {"endpoint": None}, {"endpoint": "https://[::"}],
+        0,
+        "enabled",
+    ),
+}
+
+
+@pytest.mark.parametrize(("webhooks", "code", "words"), CUSTOMERIO.values(), ids=CUSTOMERIO.keys())
+def test_customerios_end(run, app_api, webhooks, code, words):
+    app_api.webhooks = webhooks
+    done = run()
+    assert (done.exit_code, words in done.output) == (code, True), done.output
+
+
+@pytest.mark.parametrize("url", ["https://relay.example.com", "https://RELAY.example.com:443/", ADDRESS])
+def test_url_names_the_webhook(run, app_api, url):
+    app_api.webhooks = [webhook("https://staging.example.com/webhook", []), webhook(ADDRESS, ALL)]
+    done = run("--url", url)
+    assert (done.exit_code, "warning" in done.stdout) == (0, False), done.output
+
+
+def test_url_is_of_no_webhook(run):
+    done = run("--url", "https://other.example.com")
+    assert done.exit_code == 1
+    assert f"goes to https://other.example.com/webhook. There are {ADDRESS}.\n" in done.stderr
+    assert run("--url", "relay").exit_code == 2
+
+
+def test_the_names_in_the_settings_of_a_webhook():
+    assert len(ALL) == 68
+    assert "customer_subscription_preferences_changed" in ALL
+    assert not {"customer_cio_subscription_preferences_changed", "slack_undeliverable"} & set(ALL)
+
+
+# What becomes of the question -> what is said, of Segment's API and of Customer.io's.
+FAULTS = {
+    "401": ("Segment refuses SEGMENT_PUBLIC_API_TOKEN (401)", "Customer.io refuses CUSTOMERIO_APP_API_KEY (401)"),
+    "403": ("sources need Source Admin", "CUSTOMERIO_APP_API_KEY lacks the permission"),
+    "404": ("doesn't know the question (404)", "doesn't know the question (404)"),
+    "422": ("its API has changed", "answered 422"),
+    "429": ("is limiting the rate of questions (429): try again.", "10 questions a second, and had more (429)"),
+    "429:7": ("try again in 7 s.", "try again in 7 s."),
+    "500": ("answered 500", "answered 500"),
+    "hang": ("there is no answer within 0.3 s", "there is no answer within 0.3 s"),
+    "close": ("the connection broke off", "the connection broke off"),
+    "html": ("is not Segment's Public API", "is not Customer.io's App API"),
+    "list": ("is not Segment's Public API", "is not Customer.io's App API"),
+    "empty": ("has no list of sources", "has no list of reporting_webhooks"),
+    "redirect": ("redirects elsewhere (302)", "redirects elsewhere (302)"),
+}
+
+
+@pytest.mark.parametrize(("fault", "words"), FAULTS.items(), ids=FAULTS.keys())
+def test_an_end_that_does_not_answer(run, public, app_api, fault, words):
+    public.fault = fault
+    done = run()
+    assert (done.exit_code, words[0] in done.stderr) == (2, True), done.output
+    assert "Now look for" in done.stdout
+    public.fault, app_api.fault = None, fault
+    done = run()
+    assert (done.exit_code, words[1] in done.stderr) == (2, True), done.output
+
+
+def test_a_wrong_token(run, app_api):
+    done = run(SEGMENT_PUBLIC_API_TOKEN="another-token", CUSTOMERIO_APP_API_KEY="another-token")
+    assert (done.exit_code, done.stderr.count("(401)"), "another-token" in done.output) == (2, 2, False)
+
+
+def test_too_many_questions(run, app_api):
+    app_api.limit = 0
+    done = run()
+    assert (done.exit_code, "10 questions a second" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("token", ["to ken", "tok\nen", '"token"', "tökén"])
+def test_what_is_no_token_is_neither_sent_nor_shown(run, public, token):
+    done = run(SEGMENT_PUBLIC_API_TOKEN=token)
+    assert (done.exit_code, public.requests) == (2, [])
+    assert "SEGMENT_PUBLIC_API_TOKEN has a blank, a quote" in done.stderr
+    assert token not in done.output
+
+
+NO_WAY = {
+    "not resolvable": ("https://nowhere.invalid", "its name has no address"),
+    "refused": ("http://127.0.0.1:1", "the port is refused"),
+    "no address": (f"https://{'a' * 70}.example", "the address is malformed"),
+}
+
+
+@pytest.mark.parametrize(("address", "words"), NO_WAY.values(), ids=NO_WAY.keys())
+def test_no_way_to_an_end(run, segment, address, words):
+    done = run(SEGMENT_PUBLIC_API_URL=address)
+    assert (done.exit_code, f"{address} can't be reached: {words}" in done.stderr) == (2, True), done.stderr
+    done = run(CUSTOMERIO_APP_API_URL=address)
+    assert (done.exit_code, f"{address} can't be reached: {words}" in done.stderr) == (2, True), done.stderr
+    done = run(SEGMENT_HOST=address)
+    assert (done.exit_code, f"{address} did not take the event: " in done.stderr) == (1, True), done.stderr
+    assert words in done.stderr
+
+
+@pytest.mark.parametrize("setting", ["SEGMENT_PUBLIC_API_URL", "CUSTOMERIO_APP_API_URL"])
+@pytest.mark.parametrize(
+    "value", ["api.example.com", "https://api.example.com/v1", "https://a:password@example.com", "http://["]
+)
+def test_an_address_that_is_none(run, setting, value):
+    done = run("--json", **{setting: value})
+    assert "password" not in done.output
+    done = run(**{setting: value})
+    assert (done.exit_code, f"{setting} is a URL without a path" in done.stderr) == (2, True)
+
+
+def test_a_token_in_clear_text_is_a_warning(run):
+    done = run(SEGMENT_PUBLIC_API_URL="http://nowhere.invalid")
+    assert "warning: SEGMENT_PUBLIC_API_URL is not https: SEGMENT_PUBLIC_API_TOKEN is sent in clear text" in done.stdout
+
+
+def test_tls_is_refused(run, segment, public, app_api):
+    address = public.url.replace("http:", "https:")
+    for name in ("SEGMENT_PUBLIC_API_URL", "CUSTOMERIO_APP_API_URL"):
+        done = run(**{name: address})
+        assert (done.exit_code, f"{address} can't be reached: TLS is refused (" in done.stderr) == (2, True)
+    done = run(SEGMENT_HOST=address)
+    assert done.exit_code == 1
+    assert "did not take the event: the connection to Segment failed: TLS is refused (" in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl to make a certificate with")
+def test_a_certificate_that_is_not_trusted(run, public, tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
+    subprocess.run([*command.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    with FakeSegmentApi(tls=tls) as api:
+        done = run(SEGMENT_PUBLIC_API_URL=api.url)
+    assert (done.exit_code, "TLS is refused (self-signed certificate)" in done.stderr) == (2, True), done.stderr
+
+
+def test_certificates_that_are_not_there(run, public):
+    done = run(SEGMENT_PUBLIC_API_URL=public.url.replace("http:", "https:"), REQUESTS_CA_BUNDLE="/nowhere.pem")
+    assert (done.exit_code, "that REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names can't be read" in done.stderr) == (2, True)
+    done = run(SEGMENT_HOST=public.url.replace("http:", "https:"), REQUESTS_CA_BUNDLE="/nowhere.pem")
+    assert (done.exit_code, "did not take the event: the certificates that REQUESTS_CA" in done.stderr) == (1, True)
+
+
+def test_a_proxy_that_does_not_answer(run):
+    done = run(
+        SEGMENT_PUBLIC_API_URL="http://api.example.com",
+        HTTP_PROXY=f"http://127.0.0.1:{free_port()}",
+        NO_PROXY="127.0.0.1",
+    )
+    assert (done.exit_code, "the proxy (HTTPS_PROXY) doesn't answer" in done.stderr) == (2, True)
+
+
+# How the upload fails -> what is said besides.
+UPLOADS = {
+    "400": "the write key has: it is far too short",
+    "401": "refuses the write key (401): check SEGMENT_WRITE_KEY.",
+    "500": "Segment answered 500.",
+    "reset": "the connection to Segment failed: but something answers there, so try again.",
+    "silent": "the connection to Segment failed: there is no answer within 0.3 s.",
+    "refuse": "the connection to Segment failed: the port is refused, nothing listens there.",
+}
+
+
+@pytest.mark.parametrize(("fault", "words"), UPLOADS.items(), ids=UPLOADS.keys())
+def test_an_upload_that_fails(run, segment, public, app_api, fault, words):
+    segment.set_fault(fault)
+    done = run()
+    assert (done.exit_code, words in done.stderr) == (1, True), done.stderr
+    assert 'the source "Customer.io relay", enabled' in done.stdout, "the ends are asked all the same"
+    assert "took the event" not in done.stdout
+
+
+def test_a_slow_answer_has_its_time(run, segment, monkeypatch):
+    monkeypatch.setattr("ops.check.TIMEOUT", 0.2)
+    segment.set_fault("hang")
+    assert "Segment did not answer in time (0.2 s)." in run().stderr
+
+
+@pytest.mark.parametrize(("drops", "code", "word"), [("", 0, "received"), ("source_disabled", 1, "dropped")])
+def test_watch_waits_for_the_report(run, public, waits, drops, code, word):
+    public.happened = [Happened("customerio:relay_check", 3, drops, minutes_ago=50), Happened("another", 1)]
+    public.drops = drops
+    public.lag = 2 + 2 * 4  # two questions before the event, and then two each time
+    done = run("--watch")
+    assert (done.exit_code, waits) == (code, [ASK_EVERY] * 5), done.output
+    assert "Waiting for Segment's report of customerio:relay_check, up to 10 minutes" in done.stderr
+    assert f"customerio:relay_check was {word}, reported after 0 s.\n" in done.stdout
+
+
+def test_watch_gives_up_after_ten_minutes_in_which_only_other_events_arrive(run, public, waits, monkeypatch):
+    def pause(seconds):
+        waits.append(seconds)
+        public.happened.append(Happened("customerio:email_opened"))
+
+    monkeypatch.setattr("ops.check.pause", pause)
+    public.lag = 1000
+    public.happened = [Happened("customerio:relay_check", 3)]
+    done = run("--watch")
+    assert (done.exit_code, sum(waits)) == (2, 600)
+    assert "After 10 minutes Segment has reported customerio:relay_check neither as received" in done.stderr
+
+
+def test_watch_asks_again_when_a_question_gets_no_answer(run, public, waits):
+    public.faults.extend([None, None, None, "429", "500"])  # sources, and two questions before the event
+    done = run("--watch")
+    assert (done.exit_code, waits) == (0, [ASK_EVERY] * 3), done.output
+
+
+def test_watch_says_why_the_last_question_got_no_answer(run, public, segment):
+    public.faults.extend([None, None, None])
+    public.fault = "429"
+    done = run("--watch")
+    assert (done.exit_code, len(segment.kept)) == (2, 1)
+    assert "The last question got no answer: Segment is limiting the rate" in done.stderr
+
+
+def test_watch_sends_the_event_even_if_nobody_can_watch(run, public, segment, waits):
+    public.business_plan = False
+    assert (run("--watch").exit_code, len(segment.kept), waits) == (2, 1, [])
+    public.sources.clear()
+    assert (run("--watch").exit_code, len(segment.kept), waits) == (1, 2, [])
+
+
+def test_watch_needs_a_token(run, segment):
+    done = run("--watch", SEGMENT_PUBLIC_API_TOKEN=None)
+    assert (done.exit_code, segment.requests) == (2, [])
+    assert "--watch needs SEGMENT_PUBLIC_API_TOKEN" in done.stderr
+
+
+def test_a_dry_run_sends_nothing_and_asks_all_the_same(run, segment, app_api, waits):
+    app_api.webhooks = []
+    done = run("--watch", DRY_RUN="force")
+    assert (done.exit_code, segment.requests, waits) == (1, [], [])
+    assert "DRY_RUN is on: customerio:relay_check was not sent." in done.stdout
+    assert 'the source "Customer.io relay", enabled' in done.stdout
+
+
+def test_a_dry_run_without_a_key_has_none_to_look_for(run, public):
+    done = run(DRY_RUN="1", SEGMENT_WRITE_KEY=None)
+    assert (done.exit_code, public.requests) == (0, [])
+    assert "Not checked: which source has the write key: SEGMENT_WRITE_KEY is not set." in done.stdout
+
+
+def test_json_has_all_of_it(run, public, app_api):
+    public.happened = [Happened("a", 12, "source_disabled", 30)]
+    app_api.webhooks = [webhook(ADDRESS, ALL[1:], with_content=True)]
+    done = run("--json", "--watch")
+    report = report_of(done)
+    assert (done.exit_code, report["exit_code"], len(report["wrong"]), report["incomplete"]) == (1, 1, 1, [])
+    assert report["settings"]["signatures"] == "checked"
+    assert report["event"].items() >= {"name": "customerio:relay_check", "sent": True, "taken": True}.items()
+    assert report["segment"]["source"] == {"id": "id-customer.io-relay", "name": "Customer.io relay", "enabled": True}
+    assert report["segment"]["watch"]["outcome"] == "received"
+    (row,) = report["segment"]["overview"]["dropped"]
+    assert (row["reason"], row["count"]) == ("source_disabled", 12)
+    (hook,) = report["customerio"]["webhooks"]
+    assert (hook["address"], hook["events_on"], hook["events_off"]) == (ADDRESS, sorted(ALL[1:]), ALL[:1])
+    assert len(hook["warnings"]) == 2
+
+
+def test_json_of_wrong_settings(run):
+    done = run("--json", SEGMENT_WRITE_KEY=None, PORT="x")
+    report = report_of(done)
+    assert (done.exit_code, report["exit_code"], len(report["settings"]["problems"])) == (1, 1, 2)
+    assert (report["event"], report["segment"], report["customerio"]) == (None, None, None)
+
+
+def test_what_is_wrong_comes_before_what_is_incomplete(run, public, app_api):
+    public.fault, app_api.webhooks = "429", []
+    done = run("--json")
+    report = report_of(done)
+    assert (done.exit_code, len(report["wrong"]), len(report["incomplete"])) == (1, 1, 1)
