@@ -7,10 +7,10 @@ from typing import Any
 from gunicorn import glogging
 
 import logs
-import preflight
 import shared
 from config import Config, ConfigError
 from dead_letters import file_problem
+from ops import preflight
 from worker import Worker
 
 try:

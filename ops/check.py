@@ -10,12 +10,11 @@ from typing import Any
 
 import click
 
-import preflight
 from config import KEYS, Config, ConfigError
 from dead_letters import file_problem
 from delivery import Rejected, RetryLater
 from key_check import check_call
-from ops import ask, customerio_api, segment_api
+from ops import ask, customerio_api, preflight, segment_api
 from ops.ask import Api, NoAnswer
 from ops.customerio_api import SUBSCRIBABLE, Webhook
 from ops.segment_api import DROPPED, RECEIVED

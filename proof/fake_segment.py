@@ -135,7 +135,7 @@ class FakeSegment:
         self._ready.set()
         await self._stopped.wait()
         self._listen(False)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.001)
 
     def _be_silent(self) -> None:
         """Listen, but with a backlog that is full: connecting takes for ever."""

@@ -125,6 +125,22 @@ class Relay(harness.Relay, Client):
         return lambda: self.log[before:]
 
 
+class NoTimer:
+    """A timer that never goes off."""
+
+    def __init__(self, *_: Any):
+        self.daemon = False
+
+    def start(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def no_thread_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process the log waits for no repetition. Under gunicorn it does."""
+    monkeypatch.setattr("logs.Timer", NoTimer)
+
+
 @pytest.fixture
 def segment() -> Iterator[FakeSegment]:
     with FakeSegment(SEGMENT_PORT) as fake:

@@ -234,7 +234,7 @@ def test_503_when_segment_limits_the_rate(client, segment):
 @pytest.mark.parametrize("fault", ["hang", "hang-after"])
 def test_503_when_segment_does_not_answer(client, segment, monkeypatch, fault):
     """With a shorter deadline; test_gunicorn.py has the real one."""
-    monkeypatch.setattr("app.DEADLINE", 0.5)
+    monkeypatch.setattr("app.DEADLINE", 0.3)
     segment.fault = fault
     check_503(client.post(make_event("a")), "Segment did not answer in time")
     assert len(segment.requests) == 1

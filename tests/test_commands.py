@@ -287,6 +287,24 @@ def test_a_command_needs_only_the_keys_that_it_uses(segment, words, key):
     assert done.exit_code == 0, done.stderr
 
 
+@pytest.mark.xfail(strict=True, reason="they open it, or create it, as whoever runs the command")
+@pytest.mark.parametrize("words", NOT_NEEDED.values(), ids=NOT_NEEDED.keys())
+def test_a_command_that_keeps_no_dead_letters_leaves_their_file_alone(segment, tmp_path, words):
+    """After `mv`, a `sudo ... replay` would leave a file that the relay's own user can't append to."""
+    path = tmp_path / "letters.jsonl"
+    settings = {"SEGMENT_HOST": segment.url, "DEAD_LETTER_FILE": str(path)}
+    assert run(*words[0], stdin=one_a_line(make_event("a")), **settings).exit_code == 0
+    assert not path.exists()
+
+
+@pytest.mark.xfail(strict=True, reason="a traceback, after everything was sent")
+def test_a_file_for_what_fails_that_cannot_be_written_is_said_before_anything_is_sent(segment, tmp_path):
+    text = one_a_line(make_event("a"), make_event("b", metric=None))
+    done = run("replay", "-", "--failed", str(tmp_path / "no" / "rest"), stdin=text, SEGMENT_HOST=segment.url)
+    assert (done.exit_code, segment.requests) == (1, [])
+    assert "No such file or directory" in done.stderr
+
+
 def test_sample_needs_no_write_key(relay):
     assert run("sample", "--url", relay.url, SEGMENT_WRITE_KEY=None).stdout[:3] == "200"
 
@@ -315,8 +333,8 @@ def test_check_runs_the_checks_of_the_start(segment, settings, words):
 
 
 def test_check_says_that_too_few_files_can_be_opened(segment, monkeypatch):
-    monkeypatch.setattr("preflight.resource.getrlimit", lambda _: (64, 64))
-    monkeypatch.setattr("preflight.resource.setrlimit", lambda *_: None)
+    monkeypatch.setattr("resource.getrlimit", lambda _: (64, 64))
+    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
     done = run("check", SEGMENT_HOST=segment.url)
     assert (done.exit_code, "The limit of open files (ulimit -n) is 64." in done.stderr) == (1, True)
     assert segment.requests == []

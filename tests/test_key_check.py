@@ -165,6 +165,14 @@ def test_a_poisoned_event_stops_nobody_however_often_it_comes(client, segment):
     assert client.post(make_event("a")).status_code == 200
 
 
+def test_an_accepted_event_speaks_for_the_key(client, segment):
+    segment.poison = {"customerio:email_poison"}
+    assert reject(client, 5) == [202] * 5
+    assert client.post(make_event("a")).status_code == 200
+    assert reject(client, 5) == [202] * 5
+    assert probes(segment) == 0
+
+
 def test_the_probe_is_the_event_that_check_sends(segment):
     client = InProcess(segment, EVENT_PREFIX="cio ")
     segment.poison = {"cio email_poison"}

@@ -117,7 +117,7 @@ CODES = {  # what comes, what Segment does -> outcome and reason
 
 @pytest.mark.parametrize(("body", "headers", "fault", "outcome", "code"), CODES.values(), ids=CODES.keys())
 def test_every_outcome_has_a_short_reason(client, segment, monkeypatch, body, headers, fault, outcome, code):
-    monkeypatch.setattr("app.DEADLINE", 0.4 if fault == "hang" else 3.5)
+    monkeypatch.setattr("app.DEADLINE", 0.3 if fault == "hang" else 3.5)
     segment.fault = fault
     client.post(body, headers)
     found = samples_of(client)

@@ -155,7 +155,8 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize(("fault", "key", "remedy"), TROUBLES.values(), ids=TROUBLES.keys())
-def test_a_failure_is_a_trouble_until_it_is_followed_by_success(live, segment, fault, key, remedy):
+def test_a_failure_is_a_trouble_until_it_is_followed_by_success(live, segment, monkeypatch, fault, key, remedy):
+    monkeypatch.setattr("shared.MAX_PAUSE", 0.1)
     segment.fault = fault
     assert live.post(make_event(1)).status_code == 503
     html = live.get("/").text
