@@ -46,7 +46,9 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     segment = SegmentClient(config.segment_write_key, config.segment_host)
     metrics = Metrics(shared, config)
     delivery = Delivery(metrics.counted(segment.upload), shared.pause)
-    key_check = KeyCheck(lambda seconds: segment.upload([segment.to_message(check_call(config.event_prefix))], seconds))
+    key_check = KeyCheck(
+        lambda deadline: delivery.upload([segment.to_message(check_call(config.event_prefix))], deadline)
+    )
     letters = DeadLetters(config.dead_letter_file)
     bodies = Bodies()
     inspector = Inspector(config)

@@ -13,6 +13,7 @@ import gevent
 
 import logs
 from delivery import RetryLater
+from ops.preflight import open_private
 from translate import Undeliverable, parse
 
 # gevent has ten threads, which look up names too: a hung disk must not hold them all.
@@ -66,20 +67,6 @@ def line(event: Any, reason: str) -> str:
     return json.dumps({"event": event, "reason": reason, "at": datetime.now(UTC).isoformat(timespec="milliseconds")})
 
 
-def file_problem(path: str) -> str | None:
-    """Return why `path` can't be appended to, or None. Creates the file if it is missing."""
-    try:
-        os.close(_open(path))
-    except (OSError, ValueError) as error:
-        return getattr(error, "strerror", None) or "not a path"
-    return None
-
-
-def _open(path: str) -> int:
-    # Readable by its owner only: dead letters contain personal data.
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-
-
 def append(path: str, content: bytes, deadline: float) -> None:
     """Append `content` and flush it to disk, or leave the file as it was and raise OSError.
 
@@ -88,7 +75,7 @@ def append(path: str, content: bytes, deadline: float) -> None:
     if monotonic() > deadline:
         return
     # Opened anew each time, so that the file may be moved away at any moment.
-    file = _open(path)
+    file = open_private(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)  # other workers append too
         size = os.fstat(file).st_size

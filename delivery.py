@@ -153,11 +153,13 @@ class Delivery:
         """Upload `batch` and tell each request how its own message fared."""
         # Assume failure: if this thread dies, no request gets a 200.
         error: Exception | None = RetryLater("the upload was interrupted", "interrupted")
+        messages = [pending.message for pending in batch]
+        deadline = max((pending.deadline for pending in batch), default=0)
         try:
             try:
-                self._attempt(batch)
+                self.upload(messages, deadline)
             except TransientError:
-                self._attempt(batch)  # once more; the deadline is the same
+                self.upload(messages, deadline)  # once more
             error = None
         except Rejected as rejected:
             if len(batch) == 1:
@@ -173,12 +175,12 @@ class Delivery:
             for pending in batch:
                 pending.finish(error)
 
-    def _attempt(self, batch: list[Pending]) -> None:
+    def upload(self, messages: list[Message], deadline: float) -> None:
+        """Upload once, unless Segment is not to be called; raise RetryLater or Rejected if it hasn't taken them."""
         if (seconds := self._pause.remaining()) > 0:
             raise RateLimited(seconds)
         try:
-            seconds = max(pending.deadline for pending in batch) - monotonic()
-            self._upload([pending.message for pending in batch], seconds)
+            self._upload(messages, deadline - monotonic())
         except RateLimited as error:
             self._pause.extend(error.retry_after)
             raise RateLimited(self._pause.remaining()) from None

@@ -9,7 +9,6 @@ from gunicorn import glogging
 import logs
 import shared
 from config import Config, ConfigError
-from dead_letters import file_problem
 from ops import preflight
 from worker import Worker
 
@@ -31,7 +30,7 @@ class Logger(glogging.Logger):
 def on_starting(server: Any) -> None:
     """Before anything listens: one readable message instead of workers that die one by one."""
     try:
-        Config.from_env(os.environ, file_problem)
+        Config.from_env(os.environ, preflight.file_problem)
         if problem := preflight.open_files_problem() or _port_problem(server):
             raise ConfigError([problem])
     except ConfigError as error:

@@ -20,7 +20,7 @@ class KeyCheck:
     """
 
     def __init__(self, probe: Callable[[float], None]):
-        """`probe(seconds)` sends that event; it raises Rejected or RetryLater if Segment doesn't take it."""
+        """`probe(deadline)` sends that event; it raises Rejected or RetryLater if Segment doesn't take it."""
         self._probe = probe
         self._lock = Lock()
         self._rejected = 0  # in a row
@@ -28,7 +28,7 @@ class KeyCheck:
 
     def accepted(self) -> None:
         """Note that Segment has accepted an event."""
-        self._rejected = 0
+        self._rejected, self._wrong_until = 0, 0.0
 
     def rejected(self, deadline: float) -> None:
         """Return if an event that Segment rejected by itself is at fault.
@@ -47,8 +47,8 @@ class KeyCheck:
     def _probe_key(self, deadline: float) -> None:
         if monotonic() >= self._wrong_until:
             try:
-                self._probe(deadline - monotonic())
-                self._rejected = 0
+                self._probe(deadline)
+                self.accepted()
                 return
             except Rejected:
                 self._wrong_until = monotonic() + PROBE_EVERY

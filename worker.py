@@ -1,5 +1,6 @@
 """gunicorn's gevent worker, with a graceful shutdown of idle connections, and no log of malformed requests."""
 
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +12,7 @@ from gunicorn.util import write_nonblock
 from gunicorn.workers.ggevent import GeventWorker
 
 from connection import Connection
+from logs import Repeats
 
 # How long a stopping worker keeps idle connections. A webhook may be on its way on one of them,
 # and a reset would cost an hour; it is answered, with "Connection: close".
@@ -24,6 +26,7 @@ NOT_HTTP = b'{"status":"rejected","reason":"not an HTTP request"}\n'
 class Worker(GeventWorker):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._log_sparingly = Repeats(logging.getLogger("relay"))
         self._connections: dict[gevent.Greenlet, Connection] = {}
         self._expecting: set[Connection] = set()  # those whose next request isn't complete
 
@@ -85,7 +88,7 @@ class Worker(GeventWorker):
         """Answer malformed requests with 400, as gunicorn does, but in JSON, and without logging who sent what."""
         if not isinstance(exc, Exception):  # shutting down
             return
-        self.log.warning("not an HTTP request: %s", type(exc).__name__)
+        self._log_sparingly(logging.WARNING, f"not an HTTP request: {type(exc).__name__}", "rejected", "not_http")
         head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(NOT_HTTP)}\r\n"
         with suppress(OSError):  # the client has disconnected
             write_nonblock(client, head.encode() + b"Connection: close\r\n\r\n" + NOT_HTTP)

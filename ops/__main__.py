@@ -15,7 +15,6 @@ import requests
 
 import signature
 from config import Config, ConfigError
-from dead_letters import file_problem
 from delivery import Message, RateLimited, Rejected, RetryLater, fitting
 from ops import samples
 from ops.check import check
@@ -27,7 +26,7 @@ from translate import NotAnObject, Undeliverable, parse, translate
 ATTEMPTS = 6  # for each upload of a replay, a second apart and then twice as long each time
 TIMEOUT = 15  # seconds, for an upload that no webhook waits for
 
-FILE = click.argument("file", type=click.File(encoding="utf-8", errors="surrogateescape"))
+FILE = click.argument("file", type=click.File(encoding="utf-8-sig", errors="surrogateescape"))
 
 
 @click.group()
@@ -43,7 +42,7 @@ def main(context: click.Context, env_file: TextIO | None) -> None:
 def settings(env: dict[str, str], *needs: str) -> Config:
     """Return the settings, of which a command needs these keys."""
     try:
-        return Config.from_env(env, file_problem, needs)
+        return Config.from_env(env, needs=needs)
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
 
@@ -119,6 +118,7 @@ def replay(env: dict[str, str], file: TextIO, rate: float, failed: str | None) -
     segment = SegmentClient(config.segment_write_key, config.segment_host)
     to_message = message_maker(config, segment)
     found, others = find(file.read())
+    rest = new_private_file(failed) if failed else None  # before anything is sent
     failures: dict[int, str] = {}  # by the position in `found`
     ready: list[tuple[int, Message]] = []
     for position, item in enumerate(found):
@@ -136,8 +136,9 @@ def replay(env: dict[str, str], file: TextIO, rate: float, failed: str | None) -
             time.sleep(max(0.0, len(batch) / rate - (time.monotonic() - started)))
     for position, reason in sorted(failures.items()):
         click.echo(f"line {found[position].line}: {reason}", err=True)
-    if failed:
-        write_private(failed, "".join(found[position].text + "\n" for position in sorted(failures)))
+    if rest:
+        with rest:
+            rest.writelines(found[position].text + "\n" for position in sorted(failures))
     click.echo(f"{len(found) - len(failures)} sent, {len(failures)} not sent, {others} other lines.")
     if failures or not found:
         sys.exit(nothing_found(found))
@@ -156,12 +157,14 @@ def message_of(item: Found, to_message: Callable[[bytes], Message]) -> Message:
     return to_message(item.body)
 
 
-def write_private(path: str, text: str) -> None:
-    """Write a file that only its owner can read: dead letters are personal data."""
-    with suppress(FileNotFoundError):
-        os.unlink(path)  # another's, perhaps, whom it would stay readable for
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", errors="surrogateescape") as file:
-        file.write(text)
+def new_private_file(path: str) -> TextIO:
+    """Open a new file that only its owner can read: dead letters are personal data."""
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # another's, perhaps, whom it would stay readable for
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", errors="surrogateescape")
+    except OSError as error:
+        raise click.ClickException(f"{path} can't be written: {error.strerror}. Nothing was sent.") from None
 
 
 def send(batch: list[tuple[int, Message]], upload: Callable[[list[Message], float], None]) -> dict[int, str]:

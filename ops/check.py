@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from config import KEYS, Config, ConfigError
-from dead_letters import file_problem
 from delivery import Rejected, RetryLater
 from key_check import check_call
 from ops import ask, customerio_api, preflight, segment_api
@@ -100,7 +99,7 @@ def examine(env: dict[str, str], url: str | None, customerio_eu: bool, watch: bo
 def check_settings(env: dict[str, str], report: Report) -> Config | None:
     """Return the settings, if they are in order."""
     try:
-        config = Config.from_env(env, file_problem, KEYS)
+        config = Config.from_env(env, preflight.file_problem, KEYS)
     except ConfigError as error:
         report["settings"] = {"problems": error.problems}
         report["wrong"].append(str(error))

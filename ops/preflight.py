@@ -1,6 +1,10 @@
-"""What the system must grant before the relay can start: files to open, and a port."""
+"""What the system must grant before the relay can start: files to open, a file to append to, and a port.
+
+gunicorn.conf.py imports it before gevent patches the standard library, so it imports no threads.
+"""
 
 import errno
+import os
 import resource
 import socket
 from collections.abc import Iterable
@@ -28,6 +32,20 @@ def open_files_problem() -> str | None:
         f"The limit of open files (ulimit -n) is {possible + OTHER_FILES}. The relay needs "
         f"{FEWEST_CONNECTIONS + OTHER_FILES}; {CONNECTIONS + OTHER_FILES} are better."
     )
+
+
+def file_problem(path: str) -> str | None:
+    """Return why `path` can't be appended to, or None. Creates the file if it is missing."""
+    try:
+        os.close(open_private(path))
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or "not a path"
+    return None
+
+
+def open_private(path: str) -> int:
+    """Open a file to append to, readable by its owner only: dead letters are personal data."""
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def port_problem(addresses: Iterable[object]) -> str | None:

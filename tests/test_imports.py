@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from conftest import ROOT
+from conftest import KEYS, ROOT
 
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -87,3 +87,14 @@ def test_importing_reads_no_settings_and_configures_no_logging():
 
 def test_making_an_app_replaces_nothing_of_the_process():
     assert run(MAKE_AN_APP).endswith("the same\n")
+
+
+def test_the_arbiter_loads_nothing_that_gevent_has_yet_to_patch():
+    """A worker patches the standard library after the fork: threads and sockets imported before stay as they were."""
+    code = (
+        "import runpy, sys; runpy.run_path('gunicorn.conf.py')\n"
+        "print(sorted({'app', 'body', 'delivery', 'dead_letters', 'key_check', 'requests'} & set(sys.modules)))"
+    )
+    env = KEYS | {"PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

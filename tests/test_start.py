@@ -56,7 +56,7 @@ def test_dry_run_prints_the_track_call_and_sends_nothing(start, segment):
     assert relay.log.count("[WARNING] DRY_RUN is on: nothing is sent to Segment") == 1
     event = json.loads((ROOT / "tests/events/legacy.json").read_text())
     assert relay.post(event, headers={}).json()["status"] == "dry-run"
-    until(lambda: "messageId" in relay.log)
+    until(lambda: "messageId" in relay.log and "\n}\n" in relay.log)
     assert '  "event": "customerio:email_delivered",\n' in relay.log
     printed = relay.log[relay.log.index("track call:\n") + len("track call:\n") :]
     message, _ = json.JSONDecoder().raw_decode(printed)
