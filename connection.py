@@ -8,7 +8,7 @@ from typing import Any
 import gevent
 from gevent.socket import socket
 
-SEND_SECONDS = 5  # for a client to make room for our answer
+SEND_SECONDS = 3  # for a client to make room for our answer
 DISCARD_SECONDS = 1  # for what is left of a body that nobody wants
 
 

@@ -122,9 +122,9 @@ class FakeSegment:
 
     async def _open(self) -> None:
         listener = socket.create_server(("127.0.0.1", self._port), backlog=512)
-        # So that what is not read has not arrived either: a client can tell no more than that.
+        # Small buffers, here and below, so that what is not read has not arrived: a client can tell no more than that.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self._server = await asyncio.start_server(self._serve, sock=listener, backlog=512, ssl=self._tls)
+        self._server = await asyncio.start_server(self._serve, sock=listener, backlog=512, limit=16_384, ssl=self._tls)
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()

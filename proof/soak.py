@@ -168,7 +168,7 @@ class Soak:
             if threads > 12:
                 self.violations.append(f"a quiet worker has {threads} threads")
             # A connection for each webhook and each upload, and about 20 that every worker has. Those of strangers
-            # who never read end after five seconds.
+            # who never read end after three seconds.
             most = WEBHOOKS + MAX_UPLOADS + 20
             with contextlib.suppress(AssertionError):
                 until(lambda pid=pid, most=most: count(pid, "fd") <= most)  # type: ignore[misc]
