@@ -27,18 +27,15 @@ class DeadLetters:
         self._path = path
         self._writers = BoundedSemaphore(WRITERS)
 
-    def keep(self, body: bytes, reason: str, deadline: float) -> Any:
-        """Return the event in `body` once it is kept.
+    def keep(self, body: bytes, reason: str, deadline: float) -> None:
+        """Return once the event in `body` is kept.
 
         Raise RetryLater if it can't be, or isn't by `deadline` (on the monotonic clock).
         """
-        event: Any
         try:
-            event = parse(body)
-            letter = line(event, reason)
+            letter = line(parse(body), reason)
         except (Undeliverable, RecursionError):  # nested too deeply to be read, or to be written
-            event = body.decode(errors="replace")
-            letter = line(event, reason)
+            letter = line(body.decode(errors="replace"), reason)
         if self._path:
             try:
                 self._append(letter.encode() + b"\n", deadline)
@@ -47,7 +44,6 @@ class DeadLetters:
         else:
             # Bypass the logger: LOG_LEVEL must not hide it.
             logs.stream().write(letter + "\n")
-        return event
 
     def _append(self, content: bytes, deadline: float) -> None:
         """Append in a thread, since a slow disk must not hold up the other webhooks."""

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, settings
 
 from app import create_app
 from config import Config
+from ops import page
 from shared import Shared
 
 __all__ = ["KEYS", "ROOT", "SIGNING_KEY", "WRITE_KEY", "answers", "free_port", "until"]
@@ -145,6 +146,12 @@ def no_thread_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
 def segment() -> Iterator[FakeSegment]:
     with FakeSegment(SEGMENT_PORT) as fake:
         yield fake
+
+
+@pytest.fixture
+def always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page and the metrics are made anew each time, not once a second."""
+    monkeypatch.setattr(page, "once_a_second", lambda make: make)
 
 
 @pytest.fixture

@@ -16,18 +16,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import shared
 from config import VERSION, Config
-from ops import page, samples
+from ops import samples
 from ops.metrics import MINUTES, REASONS, Metrics, kind
 from shared import ROWS, Counts, Shared
 
 CONFIG = Config.from_env({"DRY_RUN": "1"})
 NONE = dict.fromkeys(REASONS, 0)
-
-
-@pytest.fixture
-def always_fresh(monkeypatch):
-    """Metrics are made anew each time, not once a second."""
-    monkeypatch.setattr(page, "once_a_second", lambda make: make)
 
 
 @pytest.fixture

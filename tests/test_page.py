@@ -16,12 +16,6 @@ JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
-def always_fresh(monkeypatch):
-    """Pages are made anew each time, not once a second."""
-    monkeypatch.setattr(page, "once_a_second", lambda make: make)
-
-
-@pytest.fixture
 def live(always_fresh, segment):
     return InProcess(segment)
 
