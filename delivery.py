@@ -154,7 +154,7 @@ class Delivery:
         # Assume failure: if this thread dies, no request gets a 200.
         error: Exception | None = RetryLater("the upload was interrupted", "interrupted")
         messages = [pending.message for pending in batch]
-        deadline = max((pending.deadline for pending in batch), default=0)
+        deadline = max(pending.deadline for pending in batch)
         try:
             try:
                 self.upload(messages, deadline)
@@ -177,10 +177,12 @@ class Delivery:
 
     def upload(self, messages: list[Message], deadline: float) -> None:
         """Upload once, unless Segment is not to be called; raise RetryLater or Rejected if it hasn't taken them."""
-        if (seconds := self._pause.remaining()) > 0:
-            raise RateLimited(seconds)
+        if (pause := self._pause.remaining()) > 0:
+            raise RateLimited(pause)
+        if (seconds := deadline - monotonic()) <= 0:  # nobody waits for it any more
+            raise RetryLater("Segment did not answer in time", "timeout")
         try:
-            self._upload(messages, deadline - monotonic())
+            self._upload(messages, seconds)
         except RateLimited as error:
             self._pause.extend(error.retry_after)
             raise RateLimited(self._pause.remaining()) from None

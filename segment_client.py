@@ -1,9 +1,9 @@
 """Segment: what it accepts, one upload, and what each of its answers means.
 
-segment-analytics-python makes every message (`Client.track`). The upload itself is a plain
-`requests.Session`: the client's own `post` has one session for the whole process, which follows
-redirects and lets a .netrc replace the write key. tests/test_segment_client.py verifies that both
-send the same bytes.
+segment-analytics-python makes every message (`Client.track`). The upload itself goes through an
+`HTTPAdapter`, the layer of requests below its sessions: the client's own `post` has one session for
+the whole process, which follows redirects and lets a .netrc replace the write key.
+tests/test_segment_client.py verifies that both send the same bytes.
 """
 
 import fcntl
@@ -21,6 +21,7 @@ from typing import Any
 
 import gevent
 import requests
+from requests.adapters import HTTPAdapter
 from segment.analytics.client import Client
 from segment.analytics.request import parse_retry_after
 from segment.analytics.version import VERSION
@@ -82,16 +83,19 @@ class SegmentClient:
     """One Segment source: makes its messages, and uploads them."""
 
     def __init__(self, write_key: str, host: str):
-        self._write_key = write_key
-        self._url = f"{host}/v1/batch"
         self._client = Client(write_key or "dry-run", send=False)
-        self._headers = {
-            "Content-Type": "application/json",
-            "User-Agent": f"analytics-python/{VERSION}",
-            "Authorization": "Basic " + b64encode(f"{write_key}:".encode()).decode(),
-        }
-        self._idle: list[tuple[requests.Session, float]] = []  # each with the time it was opened
-        # Read once: a session that trusts the environment searches it at each upload.
+        self._write_key = json.dumps(write_key)
+        self._request = requests.Request(
+            "POST",
+            f"{host}/v1/batch",
+            headers={
+                **requests.utils.default_headers(),
+                "Content-Type": "application/json",
+                "User-Agent": f"analytics-python/{VERSION}",
+                "Authorization": "Basic " + b64encode(f"{write_key}:".encode()).decode(),
+            },
+        ).prepare()
+        self._idle: list[tuple[HTTPAdapter, float]] = []  # each with the time it was opened
         self._proxies = requests.utils.get_environ_proxies(host)
         self._ca_bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
 
@@ -133,43 +137,40 @@ class SegmentClient:
         Raise Rejected if it never takes them as they are, RateLimited if it wants no calls for
         a while, TransientError if another attempt may help, and RetryLater for everything else.
         """
-        session, opened = self._take_session()
+        adapter, opened = self._take_adapter()
         try:
-            self._post(session, messages, max(seconds, 0.001))
+            self._post(adapter, messages, seconds)
         except BaseException:
             # After a failure, another answer might still arrive on this connection.
-            session.close()
+            adapter.close()
             raise
-        self._idle.append((session, opened))
+        self._idle.append((adapter, opened))
 
-    def _take_session(self) -> tuple[requests.Session, float]:
-        """Return a session that nobody else uses, so that no two uploads share a connection."""
+    def _take_adapter(self) -> tuple[HTTPAdapter, float]:
+        """Return an adapter that nobody else uses, so that no two uploads share a connection."""
         while self._idle:
-            session, opened = self._idle.pop()
+            adapter, opened = self._idle.pop()
             if monotonic() - opened < RECONNECT_AFTER:
-                return session, opened
-            session.close()
-        session = requests.Session()
-        session.trust_env = False
-        session.proxies = self._proxies
-        session.verify = self._ca_bundle
-        return session, monotonic()
+                return adapter, opened
+            adapter.close()
+        return HTTPAdapter(pool_connections=1, pool_maxsize=1), monotonic()
 
-    def _post(self, session: requests.Session, messages: list[Message], seconds: float) -> None:
+    def _post(self, adapter: HTTPAdapter, messages: list[Message], seconds: float) -> None:
         sent_at = json.dumps(datetime.now(UTC).isoformat())
         batch = ", ".join(message.json for message in messages)
-        body = Body(f'{{"batch": [{batch}], "sentAt": {sent_at}, "writeKey": {json.dumps(self._write_key)}}}')
+        body = Body(f'{{"batch": [{batch}], "sentAt": {sent_at}, "writeKey": {self._write_key}}}')
+        request = self._request.copy()
+        request.prepare_body(body, None)
         answered = False
         try:
             # A socket's timeout starts anew with each byte; this one also ends an answer that comes byte by byte.
             with gevent.Timeout(seconds, False):
-                response = session.post(
-                    self._url,
-                    body,
-                    headers=self._headers,
-                    timeout=(min(CONNECT_SECONDS, seconds), seconds),
-                    allow_redirects=False,  # would turn the POST into a GET, whose 200 means nothing
+                response = adapter.send(
+                    request,
                     stream=True,
+                    timeout=(min(CONNECT_SECONDS, seconds), seconds),
+                    verify=self._ca_bundle,
+                    proxies=self._proxies,
                 )
                 early = not body.sent or not_received(response)
                 _ = response.content  # to its end

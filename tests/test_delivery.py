@@ -211,6 +211,14 @@ def test_without_an_answer_by_the_deadline_it_is_to_be_sent_again(send):
     assert (type(result), str(result), result.code) == (RetryLater, "Segment did not answer in time", "timeout")
 
 
+@pytest.mark.parametrize("seconds", [0, -1])
+def test_an_upload_without_time_is_not_made(segment, seconds):
+    segment.open.set()
+    with pytest.raises(RetryLater, match="Segment did not answer in time"):
+        Delivery(segment.upload, Pause()).upload([Message("a", "{}")], monotonic() + seconds)
+    assert segment.batches == []
+
+
 @pytest.mark.usefixtures("busy")
 def test_one_who_gave_up_is_not_sent(send, segment):
     impatient, patient = *send("impatient", patience=0.05), *send("patient")
@@ -265,6 +273,17 @@ def test_a_second_attempt_that_succeeds_is_a_success(segment):
 
     Delivery(upload, Pause()).deliver(Message("a", "{}"), monotonic() + 5)
     assert next(answers, "none left") == "none left"
+
+
+def test_there_is_no_second_attempt_once_nobody_waits(segment, monkeypatch):
+    monkeypatch.setattr(delivery, "MAX_UPLOADS", 1)
+    relay = Delivery(segment.upload, Pause())
+    segment.fails["impatient"] = TransientError("the connection to Segment failed", "connection")
+    with pytest.raises(RetryLater, match="in time"):
+        relay.deliver(Message("impatient", "{}"), monotonic() + 0.01)
+    segment.open.set()
+    relay.deliver(Message("next", "{}"), monotonic() + 5)
+    assert segment.batches == [["impatient"], ["next"]]
 
 
 # Whatever ends an upload. ------------------------------------------------------------------------
