@@ -4,6 +4,8 @@
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 /usr/bin/python3; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
+# Many tests mostly wait, so three processes keep two cores busy.
+PYTEST = .venv/bin/python -m pytest -n 3 --dist loadfile
 PORT ?= 8080
 
 .PHONY: help install run test test-fast lint soak soak-proxies week bench audit lock clean
@@ -17,10 +19,10 @@ run: .venv/run ## Run the relay without keys; it prints track calls and sends no
 	@PORT=$(PORT) exec .venv/bin/python -m ops.try_out
 
 test: .venv/dev ## Run all tests
-	.venv/bin/python -m pytest
+	$(PYTEST)
 
 test-fast: .venv/dev ## Run the tests that need neither gunicorn nor a browser
-	.venv/bin/python -m pytest -m "not gunicorn and not browser"
+	$(PYTEST) -m "not gunicorn and not browser"
 
 lint: .venv/dev ## Check format, style and types
 	.venv/bin/ruff format --check .

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -23,9 +24,21 @@ APP = "app:create_app()"
 GUNICORN = str(Path(sys.executable).parent / "gunicorn")
 
 
+given: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """Return a port that is free, and that nobody else takes before it is used.
+
+    Outgoing connections get theirs from 32,768 up; each of pytest's processes has ports of its own.
+    """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    while True:
+        port = random.randrange(10_000, 32_000, 16) + process % 16  # noqa: S311 - no secret
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            if port not in given:
+                given.add(port)
+                return port
 
 
 def until(happened: Callable[[], Any], seconds: float = 10) -> None:

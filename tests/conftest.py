@@ -1,23 +1,16 @@
 """What the tests share: the relay in-process and under gunicorn, a fake Segment, and signed webhooks."""
 
 import contextlib
-import inspect
 import json
-import multiprocessing
-import random
-import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import fake_customerio
 import harness
 import pytest
 import requests
-import week
 from fake_segment import FakeSegment
 from harness import KEYS, ROOT, SIGNING_KEY, WRITE_KEY, answers, free_port, until
 from hypothesis import HealthCheck, settings
@@ -29,17 +22,8 @@ from shared import Shared
 
 __all__ = ["KEYS", "ROOT", "SIGNING_KEY", "WRITE_KEY", "answers", "free_port", "until"]
 
-
-def port_of_segment() -> int:
-    """Return a free port that no outgoing connection is given: below the range of those."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-
-
 # The fake Segments of all tests listen here, one after the other, so that one relay serves many tests.
-SEGMENT_PORT = port_of_segment()
+SEGMENT_PORT = free_port()
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
@@ -212,48 +196,8 @@ def anywhere(request: pytest.FixtureRequest) -> Client:
     return client
 
 
-@pytest.fixture(scope="session", autouse=True)
-def simulated_week(request: pytest.FixtureRequest) -> Iterator[dict[Any, Future[week.Result]]]:
-    """The week's simulations take seconds: in a process of their own, while the other tests run."""
-    wanted = any(item.name.startswith("test_the_table_of_the_design") for item in request.session.items)
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        cases = [(mishap, answer) for mishap in week.MISHAPS for answer in (mishap.usual, mishap.relay)]
-        yield {case: pool.submit(week.simulate, *case) for case in cases} if wanted else {}
-
-
-# Tests that mostly wait. ------------------------------------------------------------------------
-
-RUN = pytest.StashKey[Future[None]]()
-
-
-def run_by_itself(item: pytest.Function) -> None:
-    """Run a test in a thread, with relays, a Segment and a folder of its own."""
-    with FakeSegment() as segment, relays() as start, tempfile.TemporaryDirectory() as folder:
-        given = {"segment": segment, "start": start, "tmp_path": Path(folder)}
-        if hasattr(item, "callspec"):
-            given |= item.callspec.params
-        item.function(**{name: given[name] for name in inspect.signature(item.function).parameters})
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run those tests of a module that are marked `waits` at the same time, when the first of them is due."""
-    if not pyfuncitem.get_closest_marker("waits"):
-        return None
-    if RUN not in pyfuncitem.stash:
-        ours = [item for item in pyfuncitem.session.items if isinstance(item, pytest.Function)]
-        ours = [item for item in ours if item.module is pyfuncitem.module and item.get_closest_marker("waits")]
-        pool = ThreadPoolExecutor(len(ours))
-        for item in ours:
-            item.stash[RUN] = pool.submit(run_by_itself, item)
-        pool.shutdown(wait=False)
-    pyfuncitem.stash[RUN].result()
-    return True
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Try 300 examples of each property; 100 in `make test-fast`."""
-    config.addinivalue_line("markers", "waits: mostly waits, so it runs with the others of its module")
     fast = "not gunicorn" in config.getoption("markexpr")
     settings.register_profile(
         "relay", deadline=None, max_examples=100 if fast else 300, suppress_health_check=list(HealthCheck)

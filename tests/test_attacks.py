@@ -99,7 +99,6 @@ def test_after_a_flood_that_took_all_memory_webhooks_are_delivered_again(start, 
     assert relay.workers() == [pid]
 
 
-@pytest.mark.waits
 def test_the_page_and_the_metrics_are_made_once_a_second(start, segment):
     relay = start(segment, WEB_CONCURRENCY="1")
     first = relay.get("/metrics").text
@@ -111,7 +110,6 @@ def test_the_page_and_the_metrics_are_made_once_a_second(start, segment):
     assert len(pages) == 5  # each with the address that was asked for
 
 
-@pytest.mark.waits
 def test_clients_that_never_read_are_let_go_and_hold_up_no_stop(start, segment):
     relay = start(segment, WEB_CONCURRENCY="1")
     (pid,) = relay.workers()
@@ -129,7 +127,6 @@ def test_clients_that_never_read_are_let_go_and_hold_up_no_stop(start, segment):
     assert "Traceback" not in relay.log
 
 
-@pytest.mark.waits
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_a_webhook_that_arrives_while_the_worker_leaves_is_answered(start, segment, pieces):
     segment.latency = 0.3
@@ -191,7 +188,6 @@ def test_a_body_that_is_not_read_ends_the_connection_and_the_answer_says_so(rela
         assert client.recv(1) == b""
 
 
-@pytest.mark.waits
 def test_dead_letters_that_wait_for_a_hung_disk_stop_nobody_else(start, segment, tmp_path):
     path = tmp_path / "letters"
     relay = start(

