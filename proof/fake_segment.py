@@ -99,26 +99,30 @@ class FakeSegment:
     def set_fault(self, fault: str | None, share: float = 1.0) -> None:
         """Make `share` of the requests fail like that from now on; None for no fault."""
         self.fault, self.share = fault, share
-        if fault == "silent":
-            self._loop.call_soon_threadsafe(self._be_silent)
-        else:
-            self._loop.call_soon_threadsafe(self._listen, fault != "refuse")
+        asyncio.run_coroutine_threadsafe(self._appear(fault), self._loop).result(10)
 
     def events(self) -> list[str]:
         """Return the context.event_id of every event kept, in order of arrival."""
         return [message["context"].get("event_id") for message in list(self.kept.values())]
 
-    def _listen(self, wanted: bool) -> None:
+    async def _appear(self, fault: str | None) -> None:
+        """Listen, or don't, as `fault` says."""
         for silent in self._silence:
             silent.close()
         self._silence = []
-        if wanted and self._server is None:
-            self._loop.create_task(self._open())
-        elif not wanted and self._server is not None:
+        if fault in ("refuse", "silent"):
+            self._close()
+        elif self._server is None:
+            await self._open()
+        if fault == "silent":
+            self._be_silent()
+
+    def _close(self) -> None:
+        if self._server is not None:
             self._server.close()
             self._server = None
-            for writer in list(self._writers):
-                writer.transport.abort()
+        for writer in list(self._writers):
+            writer.transport.abort()
 
     async def _open(self) -> None:
         listener = socket.create_server(("127.0.0.1", self._port), backlog=512)
@@ -134,12 +138,11 @@ class FakeSegment:
         self._port = self._server.sockets[0].getsockname()[1]
         self._ready.set()
         await self._stopped.wait()
-        self._listen(False)
+        await self._appear("refuse")
         await asyncio.sleep(0.001)
 
     def _be_silent(self) -> None:
         """Listen, but with a backlog that is full: connecting takes for ever."""
-        self._listen(False)
         self._silence = [socket.socket() for _ in range(4)]
         self._silence[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._silence[0].bind(("127.0.0.1", self._port))

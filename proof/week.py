@@ -48,11 +48,11 @@ class Result:
 
 def simulate(mishap: Mishap, answer: Outcome) -> Result:
     """Send seven days of events, in order, to a receiver that returns `answer` during `mishap`."""
-    result = Result()
+    result = Result(delivered=START * RATE)
     queue: deque[list[int]] = deque()  # [second of the event, how many]
     poisoned = mishap.poison
     failures, first_failure, wait_until = 0, 0, 0.0
-    now = 0
+    now = START
     while now < 7 * DAY or queue:
         if now < 7 * DAY:
             queue.append([now, RATE])
@@ -83,8 +83,12 @@ def simulate(mishap: Mishap, answer: Outcome) -> Result:
             if not queue[0][1]:
                 queue.popleft()
         now += 1
-        if queue and now > START:
+        if queue:
             result.recovered = now - START
+        elif now >= START + mishap.seconds and not poisoned:
+            # From here on each event is delivered at once.
+            result.delivered += max(0, 7 * DAY - now) * RATE
+            break
     return result
 
 

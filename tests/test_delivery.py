@@ -293,7 +293,10 @@ DEATHS = [SystemExit(1), gevent.GreenletExit(), KeyError("a bug"), MemoryError()
 
 @pytest.fixture
 def threads_may_die(monkeypatch):
+    before = threading.active_count()
     monkeypatch.setattr(threading, "excepthook", lambda death: None)
+    yield
+    until(lambda: threading.active_count() <= before)
 
 
 @pytest.mark.usefixtures("threads_may_die")
