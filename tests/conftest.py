@@ -197,10 +197,10 @@ def anywhere(request: pytest.FixtureRequest) -> Client:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Try 300 examples of each property; 100 in `make test-fast`."""
+    """Try 300 examples of each property; 50 in `make test-fast`."""
     fast = "not gunicorn" in config.getoption("markexpr")
     settings.register_profile(
-        "relay", deadline=None, max_examples=100 if fast else 300, suppress_health_check=list(HealthCheck)
+        "relay", deadline=None, max_examples=50 if fast else 300, suppress_health_check=list(HealthCheck)
     )
     settings.load_profile("relay")
 

@@ -24,6 +24,7 @@ def waits(monkeypatch):
     waits = []
     monkeypatch.setattr("ops.check.pause", waits.append)
     monkeypatch.setattr("ops.ask.SECONDS", 0.3)
+    monkeypatch.setattr("segment_client.CONNECT_SECONDS", 0.1)
     return waits
 
 
