@@ -63,7 +63,6 @@ class Inspector:
         self._webhooks: deque[Webhook] = deque(maxlen=KEPT)
         # A page that is open while the relay restarts goes on: later numbers are higher.
         self.latest = int(time.time() * 1000)
-        self.first_genuine = 0.0  # unix seconds
 
     def seen(
         self, body: bytes, message: Message | None, *, status: int, outcome: str, reason: str, sample: bool = False
@@ -74,14 +73,11 @@ class Inspector:
             event, person = call["event"], call["userId"] or call["anonymousId"]
         else:
             event, person = subject(_event(body))
-        now = time.time()
-        if self._config.signing_keys and outcome in ("dry_run", "dead_lettered") and not sample:
-            self.first_genuine = self.first_genuine or now
         self.latest += 1
         json_text = message.json if message else ""
         names = event[:NAME], person[:NAME]
         self._webhooks.append(
-            Webhook(self.latest, now, status, outcome, reason, *names, len(body), body, json_text, sample)
+            Webhook(self.latest, time.time(), status, outcome, reason, *names, len(body), body, json_text, sample)
         )
         self._forget()
         if message:

@@ -52,13 +52,20 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
 
     def count(webhook: Webhook, outcome: str) -> None:
         metrics.answered(outcome, webhook.code, monotonic() - webhook.arrived)
+        verified = bool(config.signing_keys) and (webhook.event is not None or outcome == "dead_lettered")
+        if verified and not is_sample():
+            metrics.genuine()
         if outcome in ("delivered", "dry_run", "dead_lettered"):
             metrics.acknowledged(webhook.event)
         if outcome == "delivered" and webhook.event and (occurred := occurred_at(webhook.event)):
             metrics.delivered(time() - occurred.timestamp())
 
     def show(webhook: Webhook, outcome: str, status: int) -> None:
-        sample = "relay.sample" in request.environ
         inspector.seen(
-            webhook.body, webhook.message, status=status, outcome=outcome, reason=webhook.reason, sample=sample
+            webhook.body, webhook.message, status=status, outcome=outcome, reason=webhook.reason, sample=is_sample()
         )
+
+
+def is_sample() -> bool:
+    """Return whether the page has sent this webhook."""
+    return "relay.sample" in request.environ

@@ -77,7 +77,7 @@ def blueprint(config: Config, metrics: Metrics, started: float, inspector: Inspe
     @once_a_second
     def page_texts() -> dict[bool, str]:
         """Return the page as it is for addresses that Customer.io reaches, and for others."""
-        values = _values(config, metrics, started, inspector.first_genuine)
+        values = _values(config, metrics, started)
         return {reachable: render_template("page.html", **values(reachable)) for reachable in (True, False)}
 
     @pages.get("/", provide_automatic_options=False)
@@ -150,7 +150,7 @@ def _add_inspector(pages: Blueprint, config: Config, inspector: Inspector) -> No
         return {"status": answer.status_code, "answer": answer.get_json(), "number": inspector.latest}
 
 
-def _values(config: Config, metrics: Metrics, started: float, first_genuine: float) -> Callable[[bool], dict[str, Any]]:
+def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool], dict[str, Any]]:
     """Return a function that returns what the template needs, for addresses that are reachable or not."""
     now = time.time()
     health = advice.Health(
@@ -160,7 +160,7 @@ def _values(config: Config, metrics: Metrics, started: float, first_genuine: flo
     )
     letters_in = "in the file that DEAD_LETTER_FILE names" if config.dead_letter_file else "on the log"
     troubles = advice.wrong_now(health, now, letters_in)
-    last_delivered = metrics.last_delivered()
+    last_delivered, first_genuine = metrics.last_delivered(), metrics.first_genuine()
     refused = {"retried-write_key", "retried-every_event"} & {trouble.key for trouble in troubles}
     steps = partial(
         advice.steps,
@@ -169,7 +169,7 @@ def _values(config: Config, metrics: Metrics, started: float, first_genuine: flo
         signed=bool(config.signing_keys),
         dry_run=config.dry_run,
         port=config.port,
-        genuine=_genuine(config, health, first_genuine, now),
+        genuine=f"It arrived {ago(now - first_genuine)}, at {instant(first_genuine)}." if first_genuine else "",
         delivered=f"The last was accepted {ago(now - last_delivered)}." if last_delivered else "",
     )
     outcomes = metrics.outcomes()
@@ -198,17 +198,6 @@ def _values(config: Config, metrics: Metrics, started: float, first_genuine: flo
 
 def _unused(config: Config) -> str:
     return "delivered" if config.dry_run else "dry_run"
-
-
-def _genuine(config: Config, health: advice.Health, first: float, now: float) -> str:
-    """Say when a genuine webhook arrived; "" if none did, or nobody can tell."""
-    if config.dry_run:
-        return f"It arrived {ago(now - first)}, at {instant(first)}." if first else ""
-    # What was answered so had the right signature.
-    verified = [*health.successes, *(failure for failure in health.failures if failure.outcome == "dead_lettered")]
-    if not config.signing_keys or not verified:
-        return ""
-    return f"They arrive: the last one came {ago(now - max(failure.last for failure in verified))}."
 
 
 def _at_home() -> bool:

@@ -433,6 +433,17 @@ def test_the_chart_has_the_last_sixty_minutes(monkeypatch):
     assert metrics.per_minute()["delivered"] == [0] * MINUTES
 
 
+def test_the_first_genuine_webhook_is_the_first_of_all_workers(monkeypatch):
+    memory = Shared()
+    metrics = Metrics(memory, CONFIG)
+    assert metrics.first_genuine() == 0
+    for row, now in ((3, 200.0), (1, 100.0), (3, 300.0), (1, 400.0)):
+        monkeypatch.setattr("ops.metrics.time.time", lambda now=now: now)
+        memory.counts.use_row(row)
+        metrics.genuine()
+    assert metrics.first_genuine() == 100
+
+
 @pytest.mark.parametrize("outcome", [outcome for outcome, codes in REASONS.items() if "other" in codes])
 def test_an_unknown_reason_is_counted_as_another(outcome):
     metrics = Metrics(Shared(), CONFIG)

@@ -254,14 +254,41 @@ def test_any_host_gets_the_page(dry, host):
     assert dry.get("/", {"Host": host}).status_code in (200, 400)
 
 
+GENUINE = "First genuine webhook"
+ARRIVED = r"It arrived just now, at 20\d\d-\d\d-\d\d \d\d:\d\d UTC\."
+
+
 def test_the_first_genuine_webhook_and_not_a_sample_nor_a_stranger(dry):
     dry.request("POST", "/sample", json.dumps(make_event(1)).encode(), JSON)
     dry.post(make_event(2), headers={})
-    assert steps(dry.get("/").text)["First genuine webhook"] == (False, "Press Send test in Customer.io.")
+    assert steps(dry.get("/").text)[GENUINE] == (False, "Press Send test in Customer.io.")
     dry.post(make_event(3))
-    done, words = steps(dry.get("/").text)["First genuine webhook"]
-    assert done
-    assert re.fullmatch(r"It arrived just now, at 20\d\d-\d\d-\d\d \d\d:\d\d UTC\.", words)
+    done, words = steps(dry.get("/").text)[GENUINE]
+    assert (done, bool(re.fullmatch(ARRIVED, words))) == (True, True), words
+
+
+# What a live relay gets first, whatever Segment answers -> whether it is a genuine webhook.
+FIRST = {
+    "an event": (make_event(), None, True),
+    "an event that Segment doesn't take now": (make_event(), "500", True),
+    "an event that is a dead letter": (make_event(metric=None), None, True),
+    "an event that is nested too deeply": (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, None, True),
+    "no object": (b"[]", None, False),
+}
+
+
+@pytest.mark.parametrize(("event", "fault", "genuine"), FIRST.values(), ids=FIRST.keys())
+def test_a_live_relay_too_says_when_the_first_genuine_webhook_came(live, segment, event, fault, genuine):
+    segment.fault = fault
+    live.post(event)
+    done, words = steps(live.get("/").text)[GENUINE]
+    assert (done, bool(re.fullmatch(ARRIVED, words))) == (genuine, genuine), words
+
+
+def test_without_a_signing_key_nobody_can_tell_a_genuine_webhook(segment):
+    live = InProcess(segment, CUSTOMERIO_SIGNING_KEY=None, ALLOW_UNSIGNED="1")
+    live.post(make_event())
+    assert steps(live.get("/").text)[GENUINE] == (False, "Without the signing key nobody can tell a genuine one.")
 
 
 def test_all_steps_are_done_once_events_flow(live):
