@@ -112,7 +112,9 @@ function row(webhook) {
   const time = make("time", "", at.toLocaleTimeString([], { hour12: false }));
   time.dateTime = at.toISOString();
   time.title = at.toString();
-  const summary = make("summary", "", time, make("b", "", webhook.event || "(no name)"));
+  const name = make("b", "");
+  for (const part of (webhook.event || "(no name)").split(/(?<=[:_])/)) name.append(part, make("wbr", "")); // a long one breaks here
+  const summary = make("summary", "", time, name);
   summary.append(make("span", "person", webhook.person || "(nobody)"));
   summary.append(make("span", `chip ${webhook.outcome}`, LABELS[webhook.outcome]));
   const more = [webhook.reason, webhook.size > 100_000 && `${webhook.size.toLocaleString()} bytes`, webhook.sample && "a sample from this page"];
