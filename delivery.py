@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 MAX_BATCH = 100  # messages
 MAX_BATCH_BYTES = 474_000
 
-MAX_UPLOADS = 15  # at once, in one worker
+MAX_UPLOADS = 15  # at once, in one worker; the halves of a rejected one come on top
 
 
 class RetryLater(Exception):
@@ -105,7 +105,8 @@ class Delivery:
         """
         pending = Pending(message, deadline)
         try:
-            self._queue.append(pending)
+            with self._lock:
+                self._queue.append(pending)
             self._start_upload()
             if not pending.done.wait(max(0, deadline - monotonic())):
                 raise RetryLater("Segment did not answer in time", "timeout")

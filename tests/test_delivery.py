@@ -1,5 +1,6 @@
 """delivery.Delivery by itself: which messages share an upload, and what each request is told."""
 
+import sys
 import threading
 from time import monotonic
 
@@ -140,6 +141,22 @@ def test_uploads_go_on_as_before_once_all_is_delivered(busy, send, segment):
     segment.open.set()
     assert results(again) == [None] * MAX_UPLOADS
     assert {len(batch) for batch in segment.batches} == {1}
+
+
+def test_messages_may_come_while_a_batch_is_taken(segment, monkeypatch):
+    """With real threads; a thread that fails would fail this test."""
+    monkeypatch.setattr(delivery, "MAX_UPLOADS", 2)
+    relay = Delivery(segment.upload, Pause())
+    segment.open.set()
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        requests = [Request(relay, Message(str(number), "{}"), 8.0) for number in range(400)]
+        for request in requests:
+            request.start()
+        assert set(results(requests)) == {None}
+    finally:
+        sys.setswitchinterval(usual)
 
 
 COMMA = len(", ")
