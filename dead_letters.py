@@ -50,17 +50,27 @@ class DeadLetters:
         with gevent.Timeout(max(0, deadline - monotonic()), RetryLater("the disk is too slow", "dead_letter")):
             self._writers.acquire()
             try:
-                write = gevent.get_hub().threadpool.spawn(append, self._path, content, deadline)
+                write = gevent.get_hub().threadpool.spawn(failure_of_append, self._path, content, deadline)
             except BaseException:
                 self._writers.release()
                 raise
             write.rawlink(lambda _: self._writers.release())  # when it really ends, however long it hangs
-            write.get()
+            if error := write.get():
+                raise error
 
 
 def line(event: Any, reason: str) -> str:
     """Return the line for a dead letter: {"event": ..., "reason": ..., "at": ISO 8601 UTC}."""
     return json.dumps({"event": event, "reason": reason, "at": datetime.now(UTC).isoformat(timespec="milliseconds")})
+
+
+def failure_of_append(path: str, content: bytes, deadline: float) -> OSError | None:
+    """Return the failure, for gevent logs the whole traceback of what its threads raise."""
+    try:
+        append(path, content, deadline)
+    except OSError as error:
+        return error
+    return None
 
 
 def append(path: str, content: bytes, deadline: float) -> None:

@@ -86,7 +86,7 @@ def test_202_in_a_file(start, segment, tmp_path):
     assert f"answered 202: dead letter kept in {path}: it has no name" in relay.log
 
 
-def test_503_while_the_file_cannot_be_written(segment, tmp_path):
+def test_503_while_the_file_cannot_be_written(segment, tmp_path, capfd):
     folder = tmp_path / "letters"
     folder.mkdir()
     client = InProcess(segment, DEAD_LETTER_FILE=str(folder / "file"))
@@ -94,6 +94,7 @@ def test_503_while_the_file_cannot_be_written(segment, tmp_path):
     answer = client.post(make_event(metric=None))
     assert (answer.status_code, answer.json()["status"]) == (503, "retry")
     assert answer.json()["reason"] == "the dead letter could not be kept: No such file or directory"
+    assert "Traceback" not in capfd.readouterr().err  # a full disk must not fill the log as well
     (tmp_path / "away").rename(folder)
     assert client.post(make_event(metric=None)).status_code == 202
     assert len(letters((folder / "file").read_text())) == 1
