@@ -47,10 +47,7 @@ def _port_problem(server: Any) -> str | None:
 def pre_fork(server: Any, worker: Any) -> None:
     taken = {other.row for other in server.WORKERS.values()}
     worker.row = next((row for row in range(shared.ROWS) if row not in taken), 0)
-
-
-def post_fork(server: Any, worker: Any) -> None:
-    _shared.counts.use_row(worker.row)
+    _shared.counts.use_row(worker.row)  # which the worker inherits
 
 
 bind = f"0.0.0.0:{_config.port}"

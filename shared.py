@@ -24,7 +24,7 @@ class Counts:
         self.use_row(0)
 
     def use_row(self, row: int) -> None:
-        """Have this process write to `row`."""
+        """Have this process, and what it forks from now on, write to `row`."""
         self.row = self._cells[row * COLUMNS : (row + 1) * COLUMNS]
         self._rows_used[0] = max(self._rows_used[0], row + 1)
 

@@ -270,8 +270,9 @@ class Metrics:
 def kind(event: dict[str, Any]) -> tuple[str, str]:
     """Return (object_type, metric) of an event that Customer.io documents, and ("other", "other") of all else."""
     # The legacy form has both in one; the event about preferences has no object_type.
-    name = event.get("event_type") or f"{event.get('object_type') or 'customer'}_{event.get('metric')}"
-    return samples.EVENTS.get(name if isinstance(name, str) else "", ("other", "other"))
+    legacy, current = event.get("event_type"), f"{event.get('object_type') or 'customer'}_{event.get('metric')}"
+    name = legacy if isinstance(legacy, str) and legacy.strip() else current
+    return samples.EVENTS.get(name, ("other", "other"))
 
 
 def _region(host: str) -> str:

@@ -195,6 +195,8 @@ KINDS = {
     "a channel of tomorrow": ({"object_type": "line", "metric": "opened"}, ("other", "other")),
     "a legacy name of tomorrow": ({"event_type": "email_eaten"}, ("other", "other")),
     "no name": ({}, ("other", "other")),
+    "a blank legacy name": ({"event_type": " ", "object_type": "email", "metric": "opened"}, ("email", "opened")),
+    "a legacy name that is no text": ({"event_type": 5, "object_type": "sms", "metric": "sent"}, ("sms", "sent")),
     "a name that is no text": ({"event_type": ["email"]}, ("other", "other")),
     "a channel that is no text": ({"object_type": {}, "metric": 5}, ("other", "other")),
     "a name made to be a label": ({"object_type": 'x"} 1', "metric": "\n"}, ("other", "other")),
@@ -345,6 +347,7 @@ def gunicorn(monkeypatch):
     def start():
         worker = SimpleNamespace(pid=server.started)
         hooks["pre_fork"](server, worker)
+        worker.row_of_memory = fresh.counts.row  # as the fork inherits it
         server.WORKERS[worker.pid] = worker
         server.started += 1
         return worker
@@ -353,7 +356,6 @@ def gunicorn(monkeypatch):
         server=server,
         start=start,
         end=lambda worker: server.WORKERS.pop(worker.pid),
-        post_fork=lambda worker: hooks["post_fork"](server, worker),
         shared=fresh,
     )
 
@@ -363,7 +365,7 @@ def test_three_hundred_replaced_workers_lose_no_count_and_do_not_grow_the_metric
     workers = [gunicorn.start() for _ in range(2)]
     sizes = []
     for _ in range(300):
-        gunicorn.post_fork(workers[0])
+        gunicorn.shared.counts.row = workers[0].row_of_memory
         metrics.answered("delivered", "", 0.02)
         sizes.append((len(gunicorn.shared.counts.column(0)), len(metrics.text().splitlines())))
         gunicorn.end(workers.pop(0))
