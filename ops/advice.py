@@ -19,7 +19,7 @@ NEW_KEY = f"Copy the write key again from {KEY_PAGE}; set SEGMENT_WRITE_KEY and 
 # What to do about webhooks that were asked to come back, by the code of the reason.
 REMEDIES = {
     "write_key": NEW_KEY,
-    "every_event": NEW_KEY,
+    "every_event": f"{NEW_KEY} The first events became dead letters; `python -m ops replay` sends them again.",
     "not_segment": f"Set SEGMENT_HOST to Segment's address, look for a proxy in between, and restart. {COMES_BACK}",
     "redirect": f"Set SEGMENT_HOST to Segment's address and restart. {COMES_BACK}",
     "dead_letter": f"Make room on the disk, or set DEAD_LETTER_FILE to a file that can be written. {COMES_BACK}",

@@ -9,6 +9,8 @@ from translate import occurred_at
 # What people look for first; the rest follows.
 READING_ORDER = ("event", "userId", "anonymousId", "timestamp", "properties", "context", "integrations", "messageId")
 
+IDS = {"customer_id", "identifiers"}
+
 MOST_NAMES = 12  # in one sentence: they come from outside
 
 
@@ -43,19 +45,21 @@ def changes(event: Mapping[str, Any], call: Mapping[str, Any], whole: bool, conf
         said.append(f"Left out, because Segment takes 32 KB an event: {_names(left_out)}.")
     if omitted := sorted(config.omit_properties & data.keys()):
         said.append(f"Left out, because OMIT_PROPERTIES says so: {_names(omitted)}.")
-    said += _about_time(event) + _about_person(call, context)
+    said += _about_time(event) + _about_person(call, context, bool(config.omit_properties & data.keys() & IDS))
     if not isinstance(event.get("data"), dict):
         said.append("data is not an object, so there are no properties; it is kept in context.data.")
-    if moved := sorted((context.get("customerio") or {}).keys() & event.keys()):
+    moved = context.get("customerio") or {}
+    kept = {name: value for name, value in event.items() if name not in moved}
+    if names := sorted(moved.keys() & event.keys()):
         said.append(
-            f"Moved to context.customerio, because Segment gives the name a meaning of its own: {_names(moved)}."
+            f"Moved to context.customerio, because Segment gives the name a meaning of its own: {_names(names)}."
         )
-    if altered := [name for name, value in call["properties"].items() if name in data and data[name] != value]:
+    if altered := _altered(call["properties"], data) + _altered(context, kept) + _altered(moved, event):
         said.append(f"Changed, because strict JSON has neither NaN, infinity nor half a character: {_names(altered)}.")
     if not whole:
         said.append("Bytes that are not UTF-8 were replaced by �.")
-    if not event.get("event_id"):
-        said.append("There is no event_id: the messageId is a digest of the whole event.")
+    if ":" in call["messageId"]:
+        said.append(_about_id(event))
     return said or ["Nothing was left out or changed."]
 
 
@@ -67,11 +71,26 @@ def _about_time(event: Mapping[str, Any]) -> list[str]:
     return ["The timestamp can't be read: the time of arrival stands in for it. It is kept in context.timestamp."]
 
 
-def _about_person(call: Mapping[str, Any], context: Mapping[str, Any]) -> list[str]:
+def _about_id(event: Mapping[str, Any]) -> str:
+    event_id = event.get("event_id")
+    if event_id is None or event_id == "":
+        return "There is no event_id: the messageId is a digest of the whole event."
+    if isinstance(event_id, str) and event_id.strip():
+        return "The event_id is too long or has characters of its own: the messageId has a digest of it."
+    return "The event_id is not an id: the messageId is a digest of the whole event."
+
+
+def _about_person(call: Mapping[str, Any], context: Mapping[str, Any], omitted: bool) -> list[str]:
     if call.get("userId") is not None:
         return []
     kind = "the email address" if context.get("traits") else "what else identifies the person"
-    return [f"The person has no id: to Segment they are anonymous, and anonymousId is {kind}."]
+    why = "OMIT_PROPERTIES leaves no id of the person" if omitted else "The person has no id"
+    return [f"{why}: to Segment they are anonymous, and anonymousId is {kind}."]
+
+
+def _altered(made: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Return the names of what isn't as it was given."""
+    return [name for name, value in made.items() if name in given and given[name] != value]
 
 
 def _first(values: Iterable[Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import signature
 from config import Config
 from delivery import Message
+from ops.advice import TOO_LARGE
 from ops.changes import changes, in_reading_order, subject
 from translate import NotAnObject, Undeliverable, parse
 
@@ -110,7 +111,7 @@ class Inspector:
         """Return what the page shows of an open webhook; long texts are cut."""
         texts = {part: self.text(webhook, part) for part in ("webhook", "call")}
         return {
-            "answer": f"Answered {webhook.status}. {ANSWERED.get(webhook.outcome, '')}",
+            "answer": f"Answered {webhook.status}. {_meaning(webhook)}",
             "whole": webhook.whole,
             "changes": self._changes(webhook) if webhook.call else [],
         } | {
@@ -195,3 +196,7 @@ def _printing(body: bytes) -> str:
     if _printable(body):
         return f"printf %s {shlex.quote(body.decode())}"
     return f"printf %s {base64.b64encode(body).decode()} | base64 -d"
+
+
+def _meaning(webhook: Webhook) -> str:
+    return TOO_LARGE if webhook.status == 413 else ANSWERED.get(webhook.outcome, "")

@@ -206,7 +206,7 @@ def _at_home() -> bool:
     Only they get a signature: it is good for a live relay with the same key too.
     """
     forwarded = any(name.lower().startswith(("x-forwarded", "forwarded", "via", "cf-")) for name, _ in request.headers)
-    return not forwarded and advice.is_private(request.remote_addr or "")
+    return not forwarded and advice.is_private(request.remote_addr or "") and advice.is_private(_host())
 
 
 def ago(seconds: float) -> str:

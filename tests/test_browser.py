@@ -161,6 +161,25 @@ def test_a_sample_is_chosen_edited_sent_and_seen(page, start):
     assert re.search(r'outcome="dry_run",reason=""} 1\.0', relay.get("/metrics").text)
 
 
+def test_the_editor_opens_with_a_fresh_sample_after_one_was_sent_or_emptied(page, dry):
+    from selenium.webdriver.common.keys import Keys
+
+    page.open(dry).click("#compose")
+    page.click('#sample option[value="sms_replied"]')
+    until(lambda: '"metric": "replied"' in page.find("#body").get_property("value"))
+    page.click("#send")
+    until(lambda: page.count(f"{ROWS} pre") == 2)
+    page.click("#compose")
+    until(lambda: page.find("#body").get_property("value"))
+    sent, fresh = page.text(f"{ROWS} pre")[0], json.loads(page.find("#body").get_property("value"))
+    assert fresh["metric"] == "replied"
+    assert fresh["event_id"] not in sent
+    page.find("#body").send_keys(Keys.CONTROL + "a", Keys.DELETE)
+    page.click("#cancel")
+    page.click("#compose")
+    until(lambda: '"metric": "delivered"' in page.find("#body").get_property("value"))
+
+
 def test_samples_are_grouped_by_channel(page, dry):
     page.open(dry).click("#compose")
     labels = page.run("return [...document.querySelectorAll('#sample optgroup')].map((group) => group.label)")

@@ -348,7 +348,12 @@ CHANGES = {
     "a reserved name": ({"campaign": 1, "device": 2}, "gives the name a meaning of its own: campaign, device."),
     "NaN": ({"data": {"customer_id": "1", "price": float("nan"), "name": "n"}}, "half a character: price."),
     "half a character": ({"data": {"customer_id": "1", "subject": "\ud83d"}}, "half a character: subject."),
-    "no event_id": ({"event_id": None}, "the messageId is a digest of the whole event"),
+    "NaN in the envelope": ({"extra": float("nan"), "name": "n"}, "half a character: extra."),
+    "NaN under a reserved name": ({"campaign": float("inf")}, "half a character: campaign."),
+    "reserved names as they were": ({"customerio": {"a": 1}}, "gives the name a meaning of its own: customerio."),
+    "no event_id": ({"event_id": None}, "There is no event_id: the messageId is a digest of the whole event."),
+    "an odd event_id": ({"event_id": "a b"}, "characters of its own: the messageId has a digest of it."),
+    "an event_id that is an object": ({"event_id": {"a": 1}}, "is not an id: the messageId is a digest of the whole"),
 }
 
 
@@ -356,6 +361,22 @@ CHANGES = {
 def test_what_was_changed_is_said(dry, event, words):
     assert dry.post(make_event(**event)).status_code == 200
     assert words in " ".join(opened(dry)["changes"])
+
+
+def test_an_id_that_may_not_be_sent_is_said_to_be_left_out():
+    dry = InProcess(DRY_RUN="force", OMIT_PROPERTIES="customer_id")
+    dry.post(make_event(data={"customer_id": 42, "email_address": "ada@example.com"}))
+    assert "OMIT_PROPERTIES leaves no id of the person: to Segment they are" in " ".join(opened(dry)["changes"])
+
+
+def test_what_is_as_it_was_is_not_said_to_be_changed(dry):
+    dry.post(make_event(customerio={"a": 1}, extra=[1, {"a": None}], traits={"x": 1}))
+    assert "strict JSON" not in " ".join(opened(dry)["changes"])
+
+
+def test_a_webhook_that_is_too_large_says_what_to_do(dry):
+    dry.request("POST", "/webhook", CONTENT_LENGTH="9000000")
+    assert "Turn Body Content off in Customer.io" in opened(dry)["answer"]
 
 
 def test_bytes_that_are_not_utf8_are_named(dry):

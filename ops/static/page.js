@@ -248,6 +248,7 @@ async function send() {
   const { status, answer, number, reason } = await response.json();
   if (!response.ok) { $("body-note").textContent = `It was not sent: ${reason}.`; return; }
   editor.close();
+  if ($("sample").value) $("body").value = ""; // the next one has an event_id of its own
   while (latest < number) await follow();
   release();
   const details = list.querySelector(`[data-number="${number}"]`);
@@ -294,7 +295,9 @@ if (list) {
   });
   $("compose").addEventListener("click", () => {
     editor.showModal();
-    if (!$("body").value) loadSample();
+    if ($("body").value) return;
+    if (!$("sample").value) editor.querySelector("form").reset(); // an emptied one: back to the usual sample
+    loadSample();
   });
   $("cancel").addEventListener("click", () => editor.close());
   $("sample").addEventListener("change", loadSample);
