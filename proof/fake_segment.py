@@ -209,6 +209,8 @@ class FakeSegment:
             case ["hang" | "hang-after"]:
                 await self._stopped.wait()
                 return False
+            case ["refuse" | "silent"]:  # it was on its way when that began
+                return False
             case ["reset" | "reset-after"]:
                 linger = struct.pack("ii", 1, 0)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

@@ -201,6 +201,7 @@ RETRIED = {  # what Segment does -> what the reason says
     "304": "Segment answered 304",
     "reset": "the connection to Segment failed",
     "close": "the connection to Segment failed",
+    "refuse": "the connection to Segment failed",
     "cut": "the connection to Segment failed",
     "garbage": "the connection to Segment failed",
     "html": "what answered is not Segment",
