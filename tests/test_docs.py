@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+import subprocess
 
 import pytest
 from conftest import ROOT
@@ -101,3 +103,19 @@ def test_every_dependency_is_pinned_with_a_hash(name):
     assert len(entries) > 10
     for entry in entries:
         assert re.match(r"[\w.-]+==[\w.]+ \\\n    --hash=sha256:", entry), entry
+
+
+ALERTS = re.findall(r"- alert: (\w+)", (ROOT / "docs/alerts.yml").read_text())
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_every_alert_has_a_case_in_which_it_fires(name):
+    assert f'ALERTS{{alertname="{name}",alertstate="firing"' in (ROOT / "tests/alerts.yml").read_text()
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool here")
+def test_every_alert_fires_when_it_should_and_only_then():
+    done = subprocess.run(
+        ["promtool", "test", "rules", ROOT / "tests/alerts.yml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

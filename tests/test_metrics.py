@@ -137,9 +137,10 @@ def test_labels_are_short_codes_and_prose_is_nowhere(client, segment):
     assert {label for label in labels if not re.fullmatch(r"[a-z0-9_]*", label)} == {VERSION}
 
 
-def test_an_outcome_is_there_from_the_start_so_that_its_increase_is_seen(client):
+def test_a_reason_is_there_from_the_start_so_that_its_first_increase_is_seen(client):
     found = samples_of(client)
-    reasons = {("delivered", ""), ("dry_run", "")} | {(outcome, "other") for outcome in list(REASONS)[2:]}
+    reasons = {pair for pair in ALL if not re.fullmatch(r"segment_\d+", pair[1])}
+    assert {("retried", "internal"), ("unauthorized", "mismatch"), ("dead_lettered", "segment_rejects")} < reasons
     assert {key[1:]: value for key, value in found.items() if key[0] == "relay_webhooks_total"} == dict.fromkeys(
         reasons, 0
     )
