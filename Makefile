@@ -50,7 +50,6 @@ audit: .venv/dev ## Look up known vulnerabilities of the pinned packages
 		exit 1; }
 
 lock: .venv/dev ## Pin the dependencies again, with hashes (UPGRADE=--upgrade for newer versions)
-	$(PIP) install pip-tools
 	CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/pip-compile -q --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url --no-emit-find-links $(UPGRADE) requirements.in
 	CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/pip-compile -q --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url --no-emit-find-links $(UPGRADE) requirements-dev.in
 
