@@ -1,4 +1,4 @@
-"""gunicorn's gevent worker, with a graceful shutdown of idle connections, and no log of malformed requests."""
+"""gunicorn's gevent worker: it ends idle connections gracefully, and logs malformed requests without quoting them."""
 
 import logging
 import signal

@@ -49,7 +49,7 @@ REASONS: dict[str, dict[str, str]] = {
         "missing": "without a signature",
         "bad_timestamp": "with a timestamp that is not a number",
         "mismatch": "signed with another key",
-        "expired": "signed more than eight days ago",
+        "expired": "dated more than eight days from now",
         "other": "for another reason",
     },
     "rejected": {

@@ -9,16 +9,25 @@ from datetime import UTC, datetime
 import pytest
 from conftest import ROOT
 
-from config import Config
+from config import VERSION, Config, ConfigError
 from segment_client import SegmentClient
 from translate import parse, translate
 
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+OPERATING = (ROOT / "docs/operating.md").read_text()
+DESIGN = (ROOT / "docs/design.md").read_text()
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md"), *(ROOT / ".github").glob("**/*.md")],
     key=str,
 )
 SETTINGS = sorted(set(re.findall(r'read\.\w+\("([A-Z_]+)"', (ROOT / "config.py").read_text())))
+
+
+def rows(text):
+    """Return the cells of each row of the tables in a document, but for their heads."""
+    tables = re.findall(r"^\|.+\n\|[ :|-]+\n((?:\|.+\n)+)", text, re.MULTILINE)
+    return [[cell.strip() for cell in line.strip("|").split("|")] for table in tables for line in table.splitlines()]
 
 
 def relative(path):
@@ -76,6 +85,48 @@ def test_the_example_of_the_readme_is_what_the_relay_makes_of_its_webhook():
     assert f'{{"status":"dry-run","message_id":"{message.id}"}}' in README
 
 
+def test_the_message_about_wrong_settings_is_the_one_that_is_printed():
+    command, *printed = re.search(r"\$ (DRY_RUN=maybe .+\n(?:.+\n)+)```", OPERATING)[1].splitlines()
+    with pytest.raises(ConfigError) as error:
+        Config.from_env(dict(re.findall(r"([A-Z_]+)=(\S+)", command)))
+    assert printed[1:] == str(error.value).splitlines()  # below gunicorn's own line
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+def test_the_list_of_make_targets_is_that_of_make_help():
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert f"$ make\n{done.stdout}```" in CONTRIBUTING
+
+
+PLACES = [(re.findall(r"`([^`]+)`", files), re.findall(r"`(\w+)`", tables)) for _, files, tables in rows(CONTRIBUTING)]
+
+
+def test_every_file_of_tests_has_a_place():
+    named = [name for files, _ in PLACES for name in files]
+    assert sorted(named) == sorted(relative(path) for path in (ROOT / "tests").glob("*") if is_of_tests(path))
+
+
+def is_of_tests(path):
+    return path.suffix == ".yml" or path.match("test_*.py")
+
+
+@pytest.mark.parametrize(("files", "tables"), PLACES, ids=[" ".join(files) for files, _ in PLACES])
+def test_every_table_of_tests_is_in_its_file(files, tables):
+    text = "".join((ROOT / name).read_text() for name in files)
+    assert [name for name in tables if not re.search(rf"^{name} = ", text, re.MULTILINE)] == []
+
+
+def test_every_module_is_in_the_design():
+    named = [re.search(r"\(\.\./([\w.]+)\)", file)[1] for file, *_ in rows(DESIGN) if file.startswith("[")]
+    assert sorted(named) == sorted(["ops", *(path.name for path in ROOT.glob("*.py"))])
+
+
+def test_the_latest_version_is_in_the_changelog():
+    assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == VERSION
+
+
 def anchors(path):
     """Return the anchors that GitHub gives the headings of a document."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(), re.MULTILINE)
@@ -98,12 +149,6 @@ def test_every_test_that_a_document_names_exists(path):
     tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", path.read_text())
     assert [name for name in named if f"def {name}(" not in tests] == []
-
-
-def rows(text):
-    """Return the cells of each row of the tables in a document, but for their heads."""
-    tables = re.findall(r"^\|.+\n\|[ :|-]+\n((?:\|.+\n)+)", text, re.MULTILINE)
-    return [[cell.strip() for cell in line.strip("|").split("|")] for table in tables for line in table.splitlines()]
 
 
 ATTACKS = {f"{attacker} {attack}": tests for attacker, attack, _, tests in rows((ROOT / "SECURITY.md").read_text())}
