@@ -5,11 +5,12 @@ import re
 import subprocess
 import time
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, SIGNING_KEY, WRITE_KEY, InProcess, make_event, sign, until
 
-from ops import page, samples
+from ops import metrics, page, samples
 from translate import translate
 
 JSON = {"Content-Type": "application/json"}
@@ -102,13 +103,37 @@ def test_text_from_outside_is_only_text(anywhere):
     assert ">https://x.example/webhook<" in anywhere.get("/", headers).text
 
 
-def test_the_page_is_made_once_a_second_whoever_asks(client, monkeypatch):
-    made = []
-    render = page.render_template
-    monkeypatch.setattr(page, "render_template", lambda *args, **values: made.append(1) or render(*args, **values))
+def clock(monotonic):
+    """Return the module time with another monotonic(), for one module."""
+    return SimpleNamespace(**vars(time) | {"monotonic": monotonic})
+
+
+# What is expensive, and how often a second it may be called.
+RENDERED = {
+    "/": (page, "render_template", 2),  # for addresses that can be reached, and for others
+    "/metrics": (metrics, "generate_latest", 1),
+}
+
+
+@pytest.mark.parametrize("path", RENDERED)
+def test_the_page_and_the_metrics_are_rendered_at_most_once_a_second(client, monkeypatch, path):
+    module, name, times = RENDERED[path]
+    render, calls, now = getattr(module, name), [], 100.0
+    monkeypatch.setattr(module, name, lambda *args, **values: calls.append(1) or render(*args, **values))
+    monkeypatch.setattr(page, "time", clock(lambda: now))
     for number in range(100):
-        client.get("/", {"Host": f"{number}.example" if number % 2 else "localhost"})
-    assert len(made) <= 4  # for addresses that can be reached and for others; the second may have turned
+        assert client.get(path, {"Host": f"{number}.example" if number % 2 else "localhost"}).status_code == 200
+        now += 0.009
+    assert len(calls) == times
+    now += 0.2
+    client.get(path)
+    assert len(calls) == 2 * times
+
+
+def test_each_reader_of_one_rendering_sees_the_address_that_they_asked_for(client, monkeypatch):
+    monkeypatch.setattr(page, "time", clock(lambda: 100.0))
+    for number in range(5):
+        assert f">http://{number}.example/webhook<" in client.get("/", {"Host": f"{number}.example"}).text
 
 
 def test_a_page_that_has_not_changed_is_not_sent_again(client):
