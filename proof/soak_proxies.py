@@ -125,7 +125,7 @@ def certificate(folder: Path, openssl: str) -> None:
 
 def delivered(relay: Relay) -> int:
     """Return how many webhooks a relay has delivered since it started."""
-    found = re.search(r'outcome="delivered"} (\d+)', requests.get(relay.url + "/metrics", timeout=5).text)
+    found = re.search(r'outcome="delivered",reason=""} (\d+)', requests.get(relay.url + "/metrics", timeout=5).text)
     return int(found[1]) if found else 0
 
 
