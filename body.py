@@ -22,7 +22,7 @@ class BodyTooLarge(Exception):
 
 
 class Bodies:
-    """The bodies of the webhooks that a worker is at work on. Strangers send them too."""
+    """Bounds the memory for the bodies that a worker holds. Strangers send bodies too."""
 
     def __init__(self) -> None:
         self._held = 0  # bytes

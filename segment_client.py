@@ -64,7 +64,8 @@ NOT_STRICT = re.compile(r"NaN|Infinity|\\ud[89a-f]")
 class Body:
     """The body of an upload, which knows whether it was sent to its end.
 
-    Segment may answer before, and hang up; urllib3 then takes that answer for one to all of it.
+    Segment may answer early and hang up. urllib3 then returns that answer as if the whole upload
+    had been sent.
     """
 
     def __init__(self, text: str):
@@ -120,7 +121,10 @@ class SegmentClient:
         return Message(call["message_id"], text)
 
     def _track(self, call: dict[str, Any]) -> str:
-        """Return the client's message for `call`, as JSON, or a text as long if it is too large for the client."""
+        """Return the client's message as JSON.
+
+        If the call is too large for the client, return a text of about the same length.
+        """
         # The client writes context.library into the dict it is given.
         call = call | {"context": dict(call["context"])}
         try:

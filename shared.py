@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import cache
 from time import monotonic, time
 
-ROWS = 256  # twice the maximum number of workers: a reload runs old and new ones together
+ROWS = 256  # four times the most workers (64): a reload runs old and new ones together
 COLUMNS = 2048  # numbers a worker
 
 MAX_PAUSE = 5  # seconds, whatever Segment's Retry-After says

@@ -23,6 +23,6 @@ class Webhook:
 
 
 def current() -> Webhook:
-    """Return the webhook of this request; a new one for a request that is none."""
+    """Return this request's webhook; create it on first use."""
     webhook: Webhook = g.setdefault("webhook", Webhook())
     return webhook

@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ops.metrics import Failure
+from ops.metrics import Tally
 
 LATELY = 5  # minutes
 FLOOD = 5  # dead letters in that time, and a tenth of all webhooks
@@ -64,8 +64,8 @@ class Step(NamedTuple):
 class Health(NamedTuple):
     """What the counts say."""
 
-    failures: list[Failure]  # retried, unauthorized, rejected and dead_lettered
-    successes: list[Failure]  # delivered and dry_run
+    failures: list[Tally]  # retried, unauthorized, rejected and dead_lettered
+    successes: list[Tally]  # delivered and dry_run
     per_minute: dict[str, list[float]]
 
 
@@ -79,7 +79,7 @@ def wrong_now(health: Health, now: float, letters_in: str) -> list[Trouble]:
     return found + _flood(health, letters_in)
 
 
-def over(health: Health, now: float) -> list[tuple[str, Failure]]:
+def over(health: Health, now: float) -> list[tuple[str, Tally]]:
     """Return what was wrong in the last day and is not now, in words, the latest first."""
     return [
         (f"{LABELS[failure.outcome]}: {failure.words}", failure)
@@ -118,7 +118,7 @@ def steps(
     genuine: str,
     delivered: str,
 ) -> list[Step]:
-    """Return the way live.
+    """Return the steps from a dry run to a live relay.
 
     `refused` says that Segment refuses the write key now; `genuine` and `delivered` say when there
     was such an event, "" if never.
@@ -172,7 +172,7 @@ def is_private(host: str) -> bool:
         return "." not in host or host.rstrip(".").rsplit(".", 1)[-1].lower() in PRIVATE_NAMES
 
 
-def _lasts(failure: Failure, health: Health, now: float) -> bool:
+def _lasts(failure: Tally, health: Health, now: float) -> bool:
     """Return whether nothing has gone well since."""
     accepted = _last(health.successes)
     kept = _last(failure for failure in health.failures if failure.outcome == "dead_lettered")
@@ -188,17 +188,17 @@ def _lasts(failure: Failure, health: Health, now: float) -> bool:
     return False
 
 
-def _last(failures: Iterable[Failure]) -> float:
+def _last(failures: Iterable[Tally]) -> float:
     return max((failure.last for failure in failures), default=0.0)
 
 
-def _said(failure: Failure) -> str:
+def _said(failure: Tally) -> str:
     words = failure.words[0].upper() + failure.words[1:]
     whole = failure.outcome == "retried" and failure.code != "other"  # a sentence as it is
     return f"{words}." if whole else f"Webhooks are {failure.outcome}: {failure.words}."
 
 
-def _remedy(failure: Failure) -> str:
+def _remedy(failure: Tally) -> str:
     if failure.outcome == "retried":
         return REMEDIES.get(failure.code, WAIT)
     return SIGNING if failure.outcome == "unauthorized" else TOO_LARGE

@@ -83,8 +83,8 @@ class Histogram:
         row[self.sum] += value
 
 
-class Failure(NamedTuple):
-    """Why webhooks were not delivered."""
+class Tally(NamedTuple):
+    """How often one reason occurred, and when last."""
 
     outcome: str
     code: str
@@ -240,10 +240,10 @@ class Metrics:
         """Return when the first webhook with the right signature came, in unix seconds; 0 if none did."""
         return min(filter(None, self._counts.column(self._first_genuine)), default=0)
 
-    def failures(self, outcomes: Iterable[str]) -> list[Failure]:
+    def failures(self, outcomes: Iterable[str]) -> list[Tally]:
         """Return what went wrong since the start, among these outcomes, the latest first."""
         found = [
-            Failure(
+            Tally(
                 outcome,
                 code,
                 REASONS[outcome][code],

@@ -129,7 +129,7 @@ def _add_inspector(pages: Blueprint, config: Config, inspector: Inspector) -> No
         if part == "curl" and not found.whole:
             abort(404)
         text = inspector.curl(found, _address(), _at_home()) if part == "curl" else inspector.text(found, part)
-        # Half a character in JSON is an escape, and so it is again.
+        # A lone surrogate is written as its JSON escape.
         return Response(text.encode(errors="backslashreplace"), content_type="text/plain; charset=utf-8")
 
     @pages.get("/samples/<any({names}):name>".format(names=", ".join(samples.EVENTS)), provide_automatic_options=False)

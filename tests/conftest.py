@@ -122,7 +122,7 @@ class NoTimer:
 
 @pytest.fixture(autouse=True)
 def no_thread_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In this process the log waits for no repetition. Under gunicorn it does."""
+    """Log repetitions are off in-process, so that no timer outlives its test."""
     monkeypatch.setattr("logs.Timer", NoTimer)
 
 
