@@ -1,9 +1,11 @@
 """Asks an HTTP API one question, or says in a sentence why there is no answer."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -15,6 +17,8 @@ SECONDS = 10.0
 
 # An OSError that is no RequestException is a REQUESTS_CA_BUNDLE that can't be read; the others are odd addresses.
 FAILURES = (OSError, HTTPError, UnicodeError)
+
+T = TypeVar("T")
 
 
 class NoAnswer(Exception):
@@ -51,13 +55,16 @@ class Api:
             raise NoAnswer(f"{self.url_setting} is a URL without a path, like https://api.example.com")
         try:
             # Given as `auth`, so that a .netrc can't replace the token. A redirect would take it elsewhere.
-            response = requests.get(
-                self.url + path,
-                params,
-                headers={"Accept": accept},
-                auth=self._authorize,
-                timeout=SECONDS,
-                allow_redirects=False,
+            response = within(
+                SECONDS,
+                lambda: requests.get(
+                    self.url + path,
+                    params,
+                    headers={"Accept": accept},
+                    auth=self._authorize,
+                    timeout=SECONDS,
+                    allow_redirects=False,
+                ),
             )
         except FAILURES as error:
             raise NoAnswer(f"{self.url} can't be reached: {why(error)}") from None
@@ -95,10 +102,33 @@ def is_origin(url: str) -> bool:
     return sound and not (parts.path or parts.query or parts.fragment or "@" in url or re.search(r"[\s\\]", url))
 
 
+def within(seconds: float, request: Callable[[], T]) -> T:
+    """Return what `request` returns; raise requests.Timeout after `seconds`, however far it is.
+
+    A socket's timeout starts anew with each byte, and looking up a name has none.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(request())
+        except BaseException as error:  # noqa: BLE001 - raised below
+            outcome.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    if not wait([outcome], seconds).done:
+        raise requests.Timeout
+    return outcome.result()
+
+
 def look(url: str) -> str:
     """Say why nothing answers at `url`; "" if something does."""
-    try:
+
+    def request() -> None:
         requests.get(url, auth=lambda request: request, timeout=SECONDS, allow_redirects=False, stream=True).close()
+
+    try:
+        within(SECONDS, request)
     except FAILURES as error:
         return why(error)
     return ""

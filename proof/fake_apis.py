@@ -9,6 +9,8 @@ A fault is what happens to every question instead of a proper answer:
     hang     never an answer                    close    closed without an answer
     html     200 and a web page                 list     200 and JSON that is no object
     redirect 302 to the same question           empty    200 and an object with nothing in it
+    drip     a 200 that never ends, byte by byte        bytes    200 and these bytes
+    drip-head  the same with its head
 
 `python proof/fake_apis.py` runs both and a fake Segment, and prints the settings for `check`.
 """
@@ -18,6 +20,7 @@ import ssl
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, Self
@@ -38,8 +41,8 @@ class FakeApi:
 
     def __init__(self, port: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.token = TOKEN
-        self.fault: str | None = None
-        self.faults: deque[str | None] = deque()  # one each for the next questions
+        self.fault: str | bytes | None = None
+        self.faults: deque[str | bytes | None] = deque()  # one each for the next questions
         self.requests: list[tuple[str, dict[str, str], dict[str, str]]] = []  # path, query, headers
         self._stopped = threading.Event()
         api = self
@@ -78,9 +81,17 @@ class FakeApi:
         self.requests.append((url.path, query, headers))
         fault = (self.faults.popleft() if self.faults else self.fault) or ""
         status, body, more = 200, b"", {}
-        match fault.split(":"):
+        match fault if isinstance(fault, bytes) else fault.split(":"):
+            case bytes(body):
+                pass
             case ["hang"]:
                 self._stopped.wait()
+                return
+            case ["drip" | "drip-head"]:
+                request.wfile.write(b"HTTP/1.0 200 OK\r\nX: " + b"\r\n\r\n" * (fault == "drip"))
+                with suppress(OSError):
+                    while not self._stopped.wait(0.05):
+                        request.wfile.write(b" ")
                 return
             case ["close"]:
                 return

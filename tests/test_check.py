@@ -309,6 +309,8 @@ FAULTS = {
     "429:7": ("try again in 7 s.", "try again in 7 s."),
     "500": ("answered 500", "answered 500"),
     "hang": ("there is no answer within 0.3 s", "there is no answer within 0.3 s"),
+    "drip": ("there is no answer within 0.3 s", "there is no answer within 0.3 s"),
+    "drip-head": ("there is no answer within 0.3 s", "there is no answer within 0.3 s"),
     "close": ("the connection broke off", "the connection broke off"),
     "html": ("is not Segment's Public API", "is not Customer.io's App API"),
     "list": ("is not Segment's Public API", "is not Customer.io's App API"),
@@ -442,9 +444,10 @@ def test_an_upload_that_fails(run, segment, public, app_api, fault, words):
     assert "took the event" not in done.stdout
 
 
-def test_a_slow_answer_has_its_time(run, segment, monkeypatch):
+@pytest.mark.parametrize("fault", ["hang", "drip"])
+def test_a_slow_answer_has_its_time(run, segment, monkeypatch, fault):
     monkeypatch.setattr("ops.check.TIMEOUT", 0.2)
-    segment.set_fault("hang")
+    segment.set_fault(fault)
     assert "Segment did not answer in time (0.2 s)." in run().stderr
 
 
