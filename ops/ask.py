@@ -1,5 +1,6 @@
 """Asks an HTTP API one question, or says in a sentence why there is no answer."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
@@ -71,12 +72,16 @@ class Api:
         if response.status_code != 200:
             raise NoAnswer(self._refusal(response))
         try:
-            answer = response.json()
+            answer = json.loads(response.content)  # the bytes, since a text must have no byte order mark
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise NoAnswer(f"what answers at {self.url} is not {self.name}: check {self.url_setting} and proxies")
+            raise self.odd_answer()
         return answer
+
+    def odd_answer(self) -> NoAnswer:
+        """Return the error for an answer that this API doesn't give."""
+        return NoAnswer(f"what answers at {self.url} is not {self.name}: check {self.url_setting} and proxies")
 
     def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         request.headers["Authorization"] = f"Bearer {self.token}"

@@ -220,20 +220,24 @@ def last_hours(api: Api, source: str, report: Report) -> Report:
             "Customer.io doesn't send them again."
         )
     return {
-        "since": since.isoformat(timespec="seconds"),
-        "until": until.isoformat(timespec="seconds"),
+        "since": iso(since),
+        "until": iso(until),
         "received": sum(row.total for row in received),
-        "last_received": max((row.last for row in received), default="") or None,
+        "last_received": iso(max((row.last for row in received if row.last), default=None)),
         "dropped": [
             {
                 "reason": printable(row.name) or "unknown",
                 "count": row.total,
-                "last": row.last or None,
+                "last": iso(row.last),
                 "meaning": segment_api.meaning(row.name),
             }
             for row in dropped
         ],
     }
+
+
+def iso(time: datetime | None) -> str | None:
+    return time.isoformat(timespec="seconds") if time else None
 
 
 class Watch:
@@ -317,7 +321,9 @@ def described(webhook: Webhook) -> Report:
     """Return the report of a webhook, with what may be unintended about it."""
     off = customerio_api.events_off(webhook)
     warnings = []
-    if not webhook.events:
+    if webhook.events is None:
+        warnings.append("Customer.io doesn't say which events are on: see Integrations > Reporting Webhooks.")
+    elif not webhook.events:
         warnings.append("No event is on: it sends nothing.")
     elif off:
         warnings.append(f"These events are off: {grouped(off)}.")
@@ -333,7 +339,7 @@ def described(webhook: Webhook) -> Report:
         "enabled": webhook.enabled,
         "every_occurrence": not webhook.first_only,
         "body_content": webhook.with_content,
-        "events_on": [printable(name) for name in webhook.events],
+        "events_on": None if webhook.events is None else [printable(name) for name in webhook.events],
         "events_off": off,
         "warnings": warnings,
     }
@@ -400,7 +406,8 @@ def customerio_lines(report: Report) -> list[str]:
     for webhook in (report["customerio"] or {"webhooks": ()})["webhooks"]:
         state = "enabled" if webhook["enabled"] else "DISABLED"
         lines.append(f'Customer.io: the webhook "{webhook["name"]}" goes to {webhook["address"]}, {state}.')
-        lines.append(f"  on: {grouped(webhook['events_on']) or 'nothing'}")
+        on = webhook["events_on"]
+        lines.append(f"  on: {'unknown' if on is None else grouped(on) or 'nothing'}")
         lines += [f"  warning: {warning}" for warning in webhook["warnings"]]
     return lines
 
@@ -417,8 +424,5 @@ def last_lines(report: Report) -> list[str]:
 
 
 def clock(time: str | None) -> str:
-    """Return hours and minutes of an ISO 8601 time, or what it is instead of one."""
-    try:
-        return datetime.fromisoformat(time or "").astimezone(UTC).strftime("%H:%M")
-    except ValueError:
-        return printable(time or "")[:5]
+    """Return hours and minutes of what iso() returned."""
+    return time[11:16] if time else ""

@@ -4,7 +4,7 @@ docs.customer.io/integrations/api/app/tag/reporting-webhooks/listwebhooks
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from ops.ask import Api, NoAnswer
@@ -38,7 +38,7 @@ class Webhook(NamedTuple):
     enabled: bool
     first_only: bool  # of the opens and clicks of a message
     with_content: bool
-    events: list[str]
+    events: list[str] | None  # None if the API doesn't say
 
 
 def from_env(env: Mapping[str, str], in_eu: bool) -> Api | None:
@@ -50,9 +50,12 @@ def from_env(env: Mapping[str, str], in_eu: bool) -> Api | None:
 
 def list_webhooks(api: Api) -> list[Webhook]:
     """Return all reporting webhooks; raise NoAnswer."""
-    found = api.get("/v1/reporting_webhooks").get("reporting_webhooks")
-    if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
+    answer = api.get("/v1/reporting_webhooks")
+    if "reporting_webhooks" not in answer:
         raise NoAnswer("Customer.io's answer has no list of reporting_webhooks: its API has changed")
+    found = answer["reporting_webhooks"]
+    if not isinstance(found, list) or not all(map(_is_webhook, found)):
+        raise api.odd_answer()
     return [
         Webhook(
             name=str(item.get("name") or item.get("id") or ""),
@@ -60,10 +63,19 @@ def list_webhooks(api: Api) -> list[Webhook]:
             enabled=not item.get("disabled"),
             first_only=item.get("full_resolution") is False,
             with_content=bool(item.get("with_content")),
-            events=sorted(map(str, item.get("events") or ())),
+            events=sorted(item["events"]) if "events" in item else None,
         )
         for item in found
     ]
+
+
+def _is_webhook(item: Any) -> bool:
+    return (
+        isinstance(item, dict)
+        and all(isinstance(item.get(flag), bool | None) for flag in ("disabled", "full_resolution", "with_content"))
+        and isinstance(item.get("events", []), list)
+        and all(isinstance(name, str) for name in item.get("events", []))
+    )
 
 
 def is_relay(webhook: Webhook, url: str | None) -> bool:
@@ -91,6 +103,6 @@ def address(endpoint: str) -> str:
     return f"{url.scheme}://{shown}{'' if port in (None, PORTS[url.scheme]) else f':{port}'}{url.path}"
 
 
-def events_off(webhook: Webhook) -> list[str]:
-    """Return the documented events that could be on and are not."""
-    return [name for name in SUBSCRIBABLE if name not in webhook.events]
+def events_off(webhook: Webhook) -> list[str] | None:
+    """Return the documented events that could be on and are not, or None if that is unknown."""
+    return None if webhook.events is None else [name for name in SUBSCRIBABLE if name not in webhook.events]

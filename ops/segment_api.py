@@ -4,7 +4,7 @@ github.com/segmentio/public-api-sdk-python: docs/SourcesApi.md and docs/Delivery
 """
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ EU_API = "https://eu1.api.segmentapis.com"
 V1 = "application/vnd.segment.v1+json"
 BETA = "application/vnd.segment.v1beta+json"
 A_PAGE = "200"
+PAGES = 100
 
 RECEIVED = "successfully-received"
 DROPPED = "failed-on-ingest"
@@ -62,11 +63,16 @@ class Source(NamedTuple):
 
 
 class Row(NamedTuple):
-    """How many events of one name or reason there were, and the minute of the last one (ISO 8601, "" for none)."""
+    """How many events of one name or reason there were, and the minutes of those that have one."""
 
     name: str
     total: int
-    last: str
+    minutes: tuple[tuple[datetime, int], ...]
+
+    @property
+    def last(self) -> datetime | None:
+        """The minute of the last one."""
+        return max((minute for minute, count in self.minutes if count), default=None)
 
 
 def from_env(env: Mapping[str, str], segment_host: str) -> Api | None:
@@ -116,8 +122,14 @@ def overview(
     for data in _pages(api, f"/delivery-overview/{kind}", params, BETA):
         for row in _objects(data, "dataset"):
             name = str(row.get(group_by or "") or "")
-            _, total, last = found.get(name, Row(name, 0, ""))
-            found[name] = Row(name, total + _number(row.get("total")), max(last, _last(row.get("series"))))
+            series = _series(api, row.get("series", []))
+            total = row.get("total", sum(count for _, count in series) if series else None)
+            _, before, minutes = found.get(name, Row(name, 0, ()))
+            found[name] = Row(
+                name,
+                before + _count(api, total),
+                minutes + tuple((minute, count) for minute, count in series if minute),
+            )
     return sorted((row for row in found.values() if row.total), key=lambda row: (-row.total, row.name))
 
 
@@ -133,13 +145,22 @@ def _pages(api: Api, path: str, params: dict[str, str], accept: str) -> Iterator
     seen: set[str] = set()
     cursor = ""
     while cursor not in seen:
+        if len(seen) == PAGES:
+            raise NoAnswer(f"{api.url} has more than {PAGES} pages of {path.rpartition('/')[2]}")
         seen.add(cursor)
         page = {"pagination.count": A_PAGE} | ({"pagination.cursor": cursor} if cursor else {})
         answer = api.get(path, params | page, accept)
         data = answer.get("data")
         yield data
-        pagination = (data if isinstance(data, dict) else answer).get("pagination")
-        cursor = (isinstance(pagination, dict) and pagination.get("next")) or ""
+        cursor = _next(api, data) or _next(api, answer)  # documented inside `data`, seen beside it
+
+
+def _next(api: Api, holder: Any) -> str:
+    """Return the cursor of the next page, or "" if there is none."""
+    pagination = (holder.get("pagination") if isinstance(holder, dict) else None) or {}
+    if not isinstance(pagination, dict) or not isinstance(pagination.get("next"), str | None):
+        raise api.odd_answer()
+    return pagination.get("next") or ""
 
 
 def _objects(data: Any, name: str) -> list[dict[str, Any]]:
@@ -150,13 +171,27 @@ def _objects(data: Any, name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _last(series: Any) -> str:
-    points = [point for point in series or () if isinstance(point, dict) and _number(point.get("count"))]
-    return max((str(point.get("time") or "") for point in points), default="")
+def _series(api: Api, series: Any) -> list[tuple[datetime | None, int]]:
+    """Return the minutes of a row, each with its count."""
+    if not isinstance(series, list) or not all(isinstance(point, dict) for point in series):
+        raise api.odd_answer()
+    return [(_time(point.get("time")), _count(api, point.get("count"))) for point in series]
 
 
-def _number(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) else 0
+def _count(api: Api, value: Any) -> int:
+    """Return a number of events, which JSON may also write as 3.0."""
+    if type(value) not in (int, float) or not 0 <= value < 1e15 or value % 1:
+        raise api.odd_answer()
+    return int(value)
+
+
+def _time(text: Any) -> datetime | None:
+    """Return an ISO 8601 time, of UTC if it names no zone, or None if it isn't one."""
+    try:
+        time = datetime.fromisoformat(text)
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def _iso(time: datetime) -> str:

@@ -112,7 +112,7 @@ class FakeApi:
                 status, answer = self.answer(url.path, query, headers)
                 body = json.dumps(answer).encode()
         request.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **more}.items():
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **more}.items():
             request.send_header(name, value)
         request.end_headers()
         request.wfile.write(body)
@@ -146,6 +146,7 @@ class FakeSegmentApi(FakeApi):
         self.source_admin = True
         self.business_plan = True
         self.plain_lists = False  # `data` is the list itself
+        self.beside = False  # `pagination` stands beside `data`
         self.happened: list[Happened] = []
         self.lag = 0
         self.drops = ""  # why the events of `segment` are dropped
@@ -213,6 +214,8 @@ class FakeSegmentApi(FakeApi):
             pagination["next"] = str(end)
         if self.plain_lists:
             return 200, {"data": items[start:end], "pagination": pagination}
+        if self.beside:
+            return 200, {"data": {name: items[start:end]}, "pagination": pagination}
         return 200, {"data": {name: items[start:end], "pagination": pagination}}
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 import ssl
 import subprocess
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -16,6 +17,10 @@ from ops.__main__ import main
 ADDRESS = "https://relay.example.com/webhook"
 ALL = list(customerio_api.SUBSCRIBABLE)
 ASK_EVERY = 15
+
+
+def webhooks(*items):
+    return json.dumps({"reporting_webhooks": items}).encode()
 
 
 @pytest.fixture(autouse=True)
@@ -328,6 +333,140 @@ def test_an_end_that_does_not_answer(run, public, app_api, fault, words):
     public.fault, app_api.fault = None, fault
     done = run()
     assert (done.exit_code, words[1] in done.stderr) == (2, True), done.output
+
+
+def overview(row, **beside):
+    return json.dumps({"data": {"dataset": [row]} | beside}).encode()
+
+
+# What Segment's overview has instead of counts.
+ODD_COUNTS = {
+    "NaN": overview({"total": float("nan")}),
+    "Infinity": overview({"total": float("inf")}),
+    "1e999": b'{"data": {"dataset": [{"total": 1e999}]}}',
+    "null": overview({"total": None}),
+    "a text": overview({"total": "12"}),
+    "a bool": overview({"total": True}),
+    "negative": overview({"total": -1}),
+    "a fraction": overview({"total": 1.5}),
+    "nothing": overview({}),
+    "series is a text": overview({"total": 1, "series": "12"}),
+    "series is a number": overview({"total": 1, "series": 12}),
+    "series is null": overview({"total": 1, "series": None}),
+    "series of numbers": overview({"total": 1, "series": [12]}),
+    "a count is null": overview({"series": [{"time": "2026-11-25T00:37:00Z", "count": None}]}),
+    "next is a number": overview({"total": 1}, pagination={"next": 5}),
+    "next is a list": overview({"total": 1}, pagination={"next": []}),
+    "pagination is a text": overview({"total": 1}, pagination="next"),
+}
+
+
+@pytest.mark.parametrize("body", ODD_COUNTS.values(), ids=ODD_COUNTS.keys())
+@pytest.mark.parametrize("question", [1, 2], ids=["received", "dropped"])
+def test_odd_counts_are_neither_counts_nor_zero(run, public, body, question):
+    public.faults.extend([None] * question + [body])
+    done = run("--json")
+    report = report_of(done)
+    assert (done.exit_code, report["wrong"]) == (2, [])
+    assert [f"what answers at {public.url} is not Segment's Public API" in words for words in report["incomplete"]] == [
+        True
+    ]
+
+
+# What of Segment's answers is read all the same -> what is said.
+READ = {
+    "no total, but a series": (
+        overview({"series": [{"time": "x", "count": 2}, {"time": None, "count": 5}]}),
+        "it received 7 events, and",
+    ),
+    "a total like 3.0": (overview({"total": 3.0}), "it received 3 events, and"),
+    "a byte order mark": (b"\xef\xbb\xbf" + overview({"total": 8}), "it received 8 events, and"),
+    "a time without a zone": (
+        overview({"total": 9, "series": [{"time": "2026-11-25T00:37:00", "count": 9}]}),
+        "it received 9 events, the last one at 00:37, and",
+    ),
+    "a time of another zone": (
+        overview(
+            {
+                "total": 9,
+                "series": [
+                    {"time": "2026-11-25T00:37:00-01:00", "count": 4},
+                    {"time": "2026-11-25T01:07:00Z", "count": 5},
+                ],
+            }
+        ),
+        "the last one at 01:37, and",
+    ),
+    "a time that is none": (
+        overview({"total": 9, "series": [{"time": "0001-01-01T00:00:00+14:00", "count": 9}]}),
+        "it received 9 events, and",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "words"), READ.values(), ids=READ.keys())
+def test_what_is_read_all_the_same(run, public, monkeypatch, body, words):
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    public.faults.extend([None, body])
+    done = run()
+    monkeypatch.undo()
+    time.tzset()
+    assert (done.exit_code, words in done.stdout) == (0, True), done.output
+
+
+@pytest.mark.parametrize("beside", [{}, {"plain_lists": True}, {"beside": True}], ids=["inside", "a list", "outside"])
+def test_all_pages_are_read(run, public, beside):
+    vars(public).update(beside, page=1)
+    public.happened = [Happened("a", 1, "id_required"), Happened("a", 2, "another")]
+    done = run()
+    assert (done.exit_code, "and dropped 3." in done.stdout) == (1, True), done.output
+
+
+def test_pages_without_an_end(run, public, monkeypatch):
+    monkeypatch.setattr("ops.segment_api.PAGES", 5)
+    public.sources = [source("Website", ["another-key"]) for _ in range(6)]
+    public.page = 1
+    done = run()
+    assert (done.exit_code, len(public.requests)) == (2, 5)
+    assert f"{public.url} has more than 5 pages of sources" in done.stderr
+
+
+# What Customer.io's list of webhooks is instead.
+ODD_WEBHOOKS = {
+    "a text": b'{"reporting_webhooks": "webhook"}',
+    "a list of texts": b'{"reporting_webhooks": ["webhook"]}',
+    "null": b'{"reporting_webhooks": null}',
+    "events is a text": webhooks(webhook(ADDRESS, "email_sent")),
+    "events is a number": webhooks(webhook(ADDRESS, 5)),
+    "events is null": webhooks(webhook(ADDRESS, None)),
+    "events is an object": webhooks(webhook(ADDRESS, {"email_sent": True})),
+    "events has a number": webhooks(webhook(ADDRESS, ["email_sent", 5])),
+    "disabled is a text": webhooks(webhook(ADDRESS, ALL, disabled="false")),
+}
+
+
+@pytest.mark.parametrize("body", ODD_WEBHOOKS.values(), ids=ODD_WEBHOOKS.keys())
+def test_odd_webhooks(run, app_api, body):
+    app_api.fault = body
+    done = run("--json")
+    report = report_of(done)
+    assert (done.exit_code, report["wrong"]) == (2, [])
+    assert f"what answers at {app_api.url} is not Customer.io's App API" in report["incomplete"][0]
+
+
+def test_which_events_are_on_is_unknown(run, app_api):
+    app_api.webhooks = [{name: value for name, value in webhook(ADDRESS, ALL).items() if name != "events"}]
+    done = run()
+    assert (
+        done.exit_code,
+        "\n  on: unknown\n  warning: Customer.io doesn't say which events are on" in done.stdout,
+    ) == (
+        0,
+        True,
+    ), done.output
+    (hook,) = report_of(run("--json"))["customerio"]["webhooks"]
+    assert (hook["events_on"], hook["events_off"]) == (None, None)
 
 
 def test_a_wrong_token(run, app_api):
