@@ -299,22 +299,22 @@ def check_customerio(api: Api | None, url: str | None, report: Report) -> None:
         ours = [webhook for webhook in webhooks if customerio_api.is_relay(webhook, url)]
         addresses = {customerio_api.address(webhook.endpoint) for webhook in ours}
         if len(addresses) > 1:
-            raise NoAnswer(f"Several webhooks could be this relay's: name its address with --url{listed(addresses)}")
+            raise NoAnswer(f"Several webhooks could be this relay's: name its address with --url{listed(ours)}")
         if not ours:
             wanted = f"goes to {customerio_api.target(url)}" if url else "has an address that ends in /webhook"
-            others = {customerio_api.address(webhook.endpoint) for webhook in webhooks}
-            report["wrong"].append(f"No reporting webhook in Customer.io {wanted}{listed(others)}.")
+            report["wrong"].append(f"No reporting webhook in Customer.io {wanted}{listed(webhooks)}.")
         if len(ours) > 1:
-            report["wrong"].append(f"{len(ours)} webhooks go to {addresses.pop()}: events may arrive twice. Keep one.")
+            target = printable(addresses.pop())
+            report["wrong"].append(f"{len(ours)} webhooks go to {target}: events may arrive twice. Keep one.")
         end["webhooks"] = [described(webhook) for webhook in ours]
         for webhook in end["webhooks"]:
             if not webhook["enabled"]:
                 report["wrong"].append(f'The webhook "{webhook["name"]}" is disabled: enable it in Customer.io.')
 
 
-def listed(addresses: set[str]) -> str:
-    addresses = addresses - {""}
-    return f". There are {', '.join(map(printable, sorted(addresses)))}" if addresses else ". There is none at all"
+def listed(webhooks: list[Webhook]) -> str:
+    hosts = {customerio_api.origin(webhook.endpoint) for webhook in webhooks} - {""}
+    return f". There are {', '.join(map(printable, sorted(hosts)))}" if hosts else ". There is none at all"
 
 
 def described(webhook: Webhook) -> Report:

@@ -79,10 +79,14 @@ def _is_webhook(item: Any) -> bool:
 
 
 def is_relay(webhook: Webhook, url: str | None) -> bool:
-    """Return whether a webhook goes to the relay whose public address is `url`, or to any relay."""
-    if url is None:
-        return address(webhook.endpoint).endswith("/webhook")
-    return address(webhook.endpoint) == target(url)
+    """Return whether a webhook goes to the relay whose public address is `url`, or to any relay.
+
+    A proxy may have the relay below that address.
+    """
+    goes_to = address(webhook.endpoint)
+    if url is None or goes_to == target(url):
+        return goes_to.endswith("/webhook")
+    return goes_to.endswith("/webhook") and goes_to.startswith(address(url).rstrip("/") + "/")
 
 
 def target(url: str) -> str:
@@ -101,6 +105,11 @@ def address(endpoint: str) -> str:
         return ""
     shown = f"[{host}]" if ":" in host else host
     return f"{url.scheme}://{shown}{'' if port in (None, PORTS[url.scheme]) else f':{port}'}{url.path}"
+
+
+def origin(endpoint: str) -> str:
+    """Return the scheme and host of an endpoint, since many services have a secret in the path; "" if it has none."""
+    return "/".join(address(endpoint).split("/")[:3])
 
 
 def events_off(webhook: Webhook) -> list[str] | None:

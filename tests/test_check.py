@@ -242,7 +242,7 @@ CUSTOMERIO = {
     "none is for a relay": (
         [webhook("https://user:password@example.com/hook?secret=1", ALL)],
         1,
-        "ends in /webhook. There are https://example.com/hook.\n",
+        "ends in /webhook. There are https://example.com.\n",
     ),
     "it is disabled": ([webhook(ADDRESS, ALL, disabled=True)], 1, 'The webhook "Relay" is disabled'),
     "two to one address": (
@@ -291,10 +291,41 @@ def test_url_names_the_webhook(run, app_api, url):
     assert (done.exit_code, "warning" in done.stdout) == (0, False), done.output
 
 
+# --url, and the webhooks -> the exit code, and what is said.
+PREFIXED = {
+    "a prefix that --url lacks": (
+        "https://relay.example.com",
+        ["https://relay.example.com/a/b/webhook"],
+        0,
+        "goes to https://relay.example.com/a/b/webhook, enabled",
+    ),
+    "the prefix of --url": ("https://relay.example.com/a/", ["https://relay.example.com/a/webhook"], 0, "/a/webhook"),
+    "another prefix": ("https://relay.example.com/a", ["https://relay.example.com/ab/webhook"], 1, "No reporting"),
+    "another port": ("https://relay.example.com", ["https://relay.example.com:8443/webhook"], 1, "No reporting"),
+    "another host": ("https://relay.example.com", ["https://relay.example.com.org/webhook"], 1, "No reporting"),
+    "another end": ("https://relay.example.com", ["https://relay.example.com/webhook/a"], 1, "No reporting"),
+    "the whole address": (ADDRESS, [ADDRESS, "https://relay.example.com/a/webhook"], 0, f"goes to {ADDRESS}, enabled"),
+    "two addresses": (
+        "https://relay.example.com",
+        [ADDRESS, "https://relay.example.com/a/webhook"],
+        2,
+        "name its address with --url. There are https://relay.example.com.\n",
+    ),
+    "twice the same": ("https://relay.example.com", [ADDRESS, ADDRESS], 1, f"2 webhooks go to {ADDRESS}"),
+}
+
+
+@pytest.mark.parametrize(("url", "endpoints", "code", "words"), PREFIXED.values(), ids=PREFIXED.keys())
+def test_url_and_a_prefix(run, app_api, url, endpoints, code, words):
+    app_api.webhooks = [webhook(endpoint, ALL) for endpoint in endpoints]
+    done = run("--url", url)
+    assert (done.exit_code, words in done.output) == (code, True), done.output
+
+
 def test_url_is_of_no_webhook(run):
     done = run("--url", "https://other.example.com")
     assert done.exit_code == 1
-    assert f"goes to https://other.example.com/webhook. There are {ADDRESS}.\n" in done.stderr
+    assert "goes to https://other.example.com/webhook. There are https://relay.example.com.\n" in done.stderr
     assert run("--url", "relay").exit_code == 2
 
 
