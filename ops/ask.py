@@ -73,6 +73,8 @@ class Api:
             raise NoAnswer(self._refusal(response))
         try:
             answer = json.loads(response.content)  # the bytes, since a text must have no byte order mark
+            # Names are shown, and one may have the token in it.
+            answer = json.loads(json.dumps(answer).replace(json.dumps(self.token)[1:-1], "***"))
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
@@ -93,7 +95,10 @@ class Api:
             return f"{self.url} redirects elsewhere ({status}): check {self.url_setting} and proxies"
         if status == 404:
             return f"{self.url} doesn't know the question (404): check {self.url_setting}"
-        words = self.refusals.get(status, f"{self.url} answered {status}: try again later")
+        other = "try again later"
+        if 400 <= status < 500:
+            other = f"it doesn't accept the question. Update the relay, or check {self.url_setting}"
+        words = self.refusals.get(status, f"{self.url} answered {status}: {other}")
         return f"{words} in {wait} s" if status == 429 and re.fullmatch("[0-9]{1,6}", wait) else words
 
 

@@ -78,7 +78,7 @@ class Row(NamedTuple):
 def from_env(env: Mapping[str, str], segment_host: str) -> Api | None:
     """Return the API of the region that `segment_host` is in, or None without a token."""
     token = env.get(TOKEN, "").strip()
-    in_eu = urlsplit(segment_host).hostname == urlsplit(EU_HOST).hostname
+    in_eu = (urlsplit(segment_host).hostname or "").rstrip(".") in {urlsplit(url).hostname for url in (EU_HOST, EU_API)}
     url = env.get(URL, "").strip().rstrip("/") or (EU_API if in_eu else US_API)
     return Api("Segment's Public API", url, token, URL, TOKEN, REFUSALS) if token else None
 

@@ -108,6 +108,19 @@ def test_it_asks_as_documented_and_a_netrc_replaces_no_token(run, public, app_ap
     ]
 
 
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
+def test_a_token_inside_a_name_is_masked(run, public, app_api, as_json):
+    public.sources[1].update(name=f"Relay of {TOKEN}")
+    public.happened = [Happened(TOKEN, 12, f"{TOKEN}_disabled", 30)]
+    app_api.webhooks = [
+        webhook(f"https://{TOKEN}.example.com/{TOKEN}/webhook", [f"email_{TOKEN}"], name=f"{'n' * 95}{TOKEN}")
+    ]
+    done = run(*as_json)  # which looks for TOKEN in all output
+    assert (TOKEN[:5] in done.output, "Relay of ***" in done.stdout, "email_***" in done.stdout) == (False, True, True)
+    app_api.webhooks = [webhook(f"https://{TOKEN}.example.com/hook", ALL)]
+    assert "There are https://***.example.com" in run(*as_json).output
+
+
 def test_tokens_may_come_from_a_file(run, public, app_api, tmp_path):
     (tmp_path / "env").write_text(f"SEGMENT_PUBLIC_API_TOKEN={TOKEN}\n")
     env = {**KEYS, "SEGMENT_HOST": public.url, "SEGMENT_PUBLIC_API_URL": public.url, "DRY_RUN": "force"}
@@ -214,6 +227,9 @@ def test_drops_are_a_table_by_reason_with_what_each_means(run, public):
     [
         ("https://api.segment.io", "https://api.segmentapis.com"),
         ("https://events.eu1.segmentapis.com", "https://eu1.api.segmentapis.com"),
+        ("https://events.eu1.segmentapis.com.", "https://eu1.api.segmentapis.com"),
+        ("https://EVENTS.EU1.SegmentAPIs.com", "https://eu1.api.segmentapis.com"),
+        ("https://eu1.api.segmentapis.com", "https://eu1.api.segmentapis.com"),
         ("http://localhost:8099", "https://api.segmentapis.com"),
     ],
 )
@@ -340,7 +356,11 @@ FAULTS = {
     "401": ("Segment refuses SEGMENT_PUBLIC_API_TOKEN (401)", "Customer.io refuses CUSTOMERIO_APP_API_KEY (401)"),
     "403": ("sources need Source Admin", "CUSTOMERIO_APP_API_KEY lacks the permission"),
     "404": ("doesn't know the question (404)", "doesn't know the question (404)"),
-    "422": ("its API has changed", "answered 422"),
+    "400": (
+        "answered 400: it doesn't accept the question. Update the relay, or check SEGMENT_PUBLIC_API_URL.",
+        "answered 400: it doesn't accept the question. Update the relay, or check CUSTOMERIO_APP_API_URL.",
+    ),
+    "422": ("its API has changed", "answered 422: it doesn't accept the question"),
     "429": ("is limiting the rate of questions (429): try again.", "10 questions a second, and had more (429)"),
     "429:7": ("try again in 7 s.", "try again in 7 s."),
     "500": ("answered 500", "answered 500"),
