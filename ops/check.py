@@ -130,8 +130,7 @@ def check_segment(config: Config, api: Api | None, watch: bool, report: Report) 
     if send_event(config, name, report) and watched:
         report["segment"]["watch"] = watched.wait(report)
     if api and source:
-        with noted(report):
-            report["segment"]["overview"] = last_hours(api, source, report)
+        report["segment"]["overview"] = last_hours(api, source, report)
     if not api:
         report["not_checked"].append(
             f"which source has the write key, and what Segment dropped. Set {segment_api.TOKEN} to know."
@@ -208,23 +207,29 @@ def more(error: RetryLater | Rejected, config: Config) -> str:
     return ""
 
 
-def last_hours(api: Api, source: str, report: Report) -> Report:
-    """Return what Segment received and dropped in the last four hours."""
+def last_hours(api: Api, source: str, report: Report) -> Report | None:
+    """Return what Segment received and dropped in the last four hours, None for what it doesn't say."""
     until = datetime.now(UTC)
     since = until - SPAN
-    received = segment_api.overview(api, RECEIVED, source, since, until)
-    dropped = segment_api.overview(api, DROPPED, source, since, until, "discardReason")
+    received = dropped = None
+    with noted(report):
+        received = segment_api.overview(api, RECEIVED, source, since, until)
+    with noted(report):
+        dropped = segment_api.overview(api, DROPPED, source, since, until, "discardReason")
     if dropped:
         report["wrong"].append(
             f"Segment dropped {sum(row.total for row in dropped):,} events of the last four hours after its 200. "
             "Customer.io doesn't send them again."
         )
+    if received is None and dropped is None:
+        return None
     return {
         "since": iso(since),
         "until": iso(until),
-        "received": sum(row.total for row in received),
-        "last_received": iso(max((row.last for row in received if row.last), default=None)),
-        "dropped": [
+        "received": None if received is None else sum(row.total for row in received),
+        "last_received": iso(max((row.last for row in received or () if row.last), default=None)),
+        "dropped": dropped
+        and [
             {
                 "reason": printable(row.name) or "unknown",
                 "count": row.total,
@@ -388,15 +393,17 @@ def segment_lines(report: Report) -> list[str]:
     if not overview:
         return lines
     last = f", the last one at {clock(overview['last_received'])}" if overview["last_received"] else ""
-    dropped = sum(row["count"] for row in overview["dropped"])
+    received = "an unknown number of" if overview["received"] is None else f"{overview['received']:,}"
+    rows = overview["dropped"]
+    dropped = "an unknown number" if rows is None else f"{sum(row['count'] for row in rows):,}"
     lines.append(
         f"Segment: from {clock(overview['since'])} to {clock(overview['until'])} UTC it received "
-        f"{overview['received']:,} events{last}, and dropped {dropped:,}."
+        f"{received} events{last}, and dropped {dropped}."
     )
-    if dropped:
-        width = max(6, *(len(row["reason"]) for row in overview["dropped"]))
+    if rows:
+        width = max(6, *(len(row["reason"]) for row in rows))
         lines.append(f"  {'Dropped':>9}  Last   {'Reason':{width}}  Meaning")
-        for row in overview["dropped"]:
+        for row in rows:
             lines.append(f"  {row['count']:>9,}  {clock(row['last']):5}  {row['reason']:{width}}  {row['meaning']}")
     return lines
 

@@ -652,6 +652,25 @@ def test_watch_waits_for_the_report(run, public, waits, drops, code, word):
     assert f"customerio:relay_check was {word}, reported after 0 s.\n" in done.stdout
 
 
+# Which question about the last hours gets no answer -> the exit code, and what is said.
+HALVES = {
+    "what it received": (1, 1, "it received an unknown number of events, and dropped 12.\n"),
+    "what it dropped": (2, 2, "it received 8 events, the last one at "),
+}
+
+
+@pytest.mark.parametrize(("question", "code", "words"), HALVES.values(), ids=HALVES.keys())
+def test_half_of_the_last_hours(run, public, question, code, words):
+    public.happened = [Happened("a", 7), Happened("a", 12, "source_disabled", 30)]
+    public.faults.extend([None] * question + ["429"])
+    done = run()
+    assert (done.exit_code, words in done.stdout, "(429)" in done.stderr) == (code, True, True), done.output
+    assert ("and dropped an unknown number.\n" in done.stdout) == (question == 2)
+    public.faults.extend([None] * question + ["429"])
+    halves = report_of(run("--json"))["segment"]["overview"]
+    assert [halves["received"] is None, halves["dropped"] is None] == [question == 1, question == 2]
+
+
 def test_watch_gives_up_after_ten_minutes_in_which_only_other_events_arrive(run, public, waits, monkeypatch):
     def pause(seconds):
         waits.append(seconds)
