@@ -26,6 +26,10 @@ class NoAnswer(Exception):
     """The API could not be asked. `str()` says why, without a token in it."""
 
 
+class NotNow(NoAnswer):
+    """The API could not be asked now, but may be later."""
+
+
 @dataclass(frozen=True)
 class Api:
     """An API, and the settings that it is known by."""
@@ -68,9 +72,10 @@ class Api:
                 ),
             )
         except FAILURES as error:
-            raise NoAnswer(f"{self.url} can't be reached: {why(error)}") from None
+            raise NotNow(f"{self.url} can't be reached: {why(error)}") from None
         if response.status_code != 200:
-            raise NoAnswer(self._refusal(response))
+            passes = response.status_code == 429 or response.status_code >= 500
+            raise (NotNow if passes else NoAnswer)(self._refusal(response))
         try:
             answer = json.loads(response.content)  # the bytes, since a text must have no byte order mark
             # Names are shown, and one may have the token in it.

@@ -15,7 +15,7 @@ from config import KEYS, Config, ConfigError
 from delivery import Rejected, RetryLater
 from key_check import check_call
 from ops import ask, customerio_api, preflight, segment_api
-from ops.ask import Api, NoAnswer
+from ops.ask import Api, NoAnswer, NotNow
 from ops.customerio_api import SUBSCRIBABLE, Webhook
 from ops.segment_api import DROPPED, RECEIVED
 from segment_client import SegmentClient
@@ -124,7 +124,7 @@ def check_segment(config: Config, api: Api | None, watch: bool, report: Report) 
     name = config.event_prefix + "relay_check"
     watched = None
     source = api and ask_for_source(config, api, report)
-    if api and source and watch:
+    if api and source and watch and not config.dry_run:
         with noted(report):
             watched = Watch(api, source, name)
     if send_event(config, name, report) and watched:
@@ -245,35 +245,56 @@ def iso(time: datetime | None) -> str | None:
     return time.isoformat(timespec="seconds") if time else None
 
 
+def pauses() -> Iterator[None]:
+    """Pause before each further question, for ten minutes."""
+    started = time.monotonic()
+    for _ in range(ASK_FOR // ASK_EVERY):
+        pause(ASK_EVERY)
+        yield
+        if time.monotonic() - started > ASK_FOR:
+            return
+
+
 class Watch:
     """Waits until Segment reports one more event of a name than before: received, or dropped."""
 
     def __init__(self, api: Api, source: str, name: str):
         self._api, self._source, self._name = api, source, name
-        # The time before the event is for a clock that is not Segment's. A fixed start: counts only grow.
-        self._since = datetime.now(UTC) - timedelta(hours=1)
-        self._before = self._counts()
+        self._before = self._first_counts()
 
     def wait(self, report: Report) -> Report:
         """Return what became of the event and after how many seconds."""
         click.echo(f"Waiting for Segment's report of {self._name}, up to {ASK_FOR // 60} minutes ...", err=True)
         started = time.monotonic()
-        problem = ""
-        for _ in range(ASK_FOR // ASK_EVERY):
-            pause(ASK_EVERY)
+        outcome = problem = ""
+        for _ in pauses():
             try:
                 outcome, problem = self._outcome(), ""
             except NoAnswer as error:  # the next question may be answered
-                outcome, problem = "", f" The last question got no answer: {error}."
-            seconds = round(time.monotonic() - started)
-            if outcome or seconds > ASK_FOR:
+                problem = f" The last question got no answer: {error}."
+            if outcome:
                 break
         if not outcome:
             report["incomplete"].append(
                 f"After {ASK_FOR // 60} minutes Segment has reported {self._name} neither as received nor as dropped."
                 + problem
             )
-        return {"outcome": outcome or "no report", "seconds": seconds}
+        if outcome == "dropped":
+            report["wrong"].append(f"Segment dropped {self._name}, the event of this check, after its 200.")
+        return {"outcome": outcome or "no report", "seconds": round(time.monotonic() - started)}
+
+    def _first_counts(self) -> dict[str, int]:
+        """Return the counts before the event, which can't be told afterwards."""
+        further = pauses()
+        while True:
+            # Earlier minutes may have a check event that Segment hasn't reported yet.
+            self._since = datetime.now(UTC).replace(second=0, microsecond=0)
+            try:
+                return self._counts()
+            except NotNow as error:
+                click.echo(f"{error}. The event waits, up to {ASK_FOR // 60} minutes ...", err=True)
+                if next(further, "over") == "over":
+                    raise
 
     def _outcome(self) -> str:
         counts = self._counts()
@@ -282,10 +303,11 @@ class Watch:
 
     def _counts(self) -> dict[str, int]:
         until = datetime.now(UTC)
+        start = self._since - timedelta(hours=1)  # a fixed one, so that counts only grow
         return {
             kind: sum(
-                row.total
-                for row in segment_api.overview(self._api, kind, self._source, self._since, until, "eventName")
+                row.total - sum(count for minute, count in row.minutes if minute < self._since)
+                for row in segment_api.overview(self._api, kind, self._source, start, until, "eventName")
                 if row.name == self._name
             )
             for kind in (RECEIVED, DROPPED)

@@ -149,6 +149,7 @@ class FakeSegmentApi(FakeApi):
         self.beside = False  # `pagination` stands beside `data`
         self.happened: list[Happened] = []
         self.lag = 0
+        self.late: list[Happened] = []  # reported after the first two questions
         self.drops = ""  # why the events of `segment` are dropped
         self._segment = segment
         self._asked = 0
@@ -182,7 +183,8 @@ class FakeSegmentApi(FakeApi):
         if not sound or query.get("granularity") != "MINUTE" or group not in groups:
             return 422, {"errors": [{"type": "validation"}]}
         self._asked += 1
-        happened = self.happened + (self._of_segment() if self._asked > self.lag else [])
+        happened = self.happened + (self.late if self._asked > 2 else [])
+        happened += self._of_segment() if self._asked > self.lag else []
         counts: dict[str | None, dict[datetime, int]] = {}
         for event in happened:
             minute = (now - event.minutes_ago * MINUTE).replace(second=0, microsecond=0)

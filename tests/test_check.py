@@ -652,6 +652,38 @@ def test_watch_waits_for_the_report(run, public, waits, drops, code, word):
     assert f"customerio:relay_check was {word}, reported after 0 s.\n" in done.stdout
 
 
+def test_watch_that_ends_with_a_drop_is_wrong_whatever_the_last_hours_say(run, public):
+    public.drops = "source_disabled"
+    public.faults.extend([None] * 5 + ["500"] * 2)  # the last two are about the last hours
+    done = run("--watch")
+    assert (done.exit_code, "was dropped, reported after 0 s.\n" in done.stdout) == (1, True), done.output
+    assert "Error: Segment dropped customerio:relay_check, the event of this check, after its 200.\n" in done.stderr
+    assert "Incomplete: " in done.stderr
+
+
+def test_watch_counts_no_earlier_event_that_is_reported_late(run, public, waits):
+    public.late = [Happened("customerio:relay_check", minutes_ago=2)]
+    public.lag = 2 + 2 * 4
+    done = run("--watch")
+    assert (done.exit_code, waits) == (0, [ASK_EVERY] * 5), done.output
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "hang", "close"])
+def test_watch_asks_again_for_the_counts_before_the_event(run, public, segment, waits, fault):
+    public.faults.extend([None, fault, None, fault])  # sources, and two questions each time
+    done = run("--watch")
+    assert (done.exit_code, waits, len(segment.kept)) == (0, [ASK_EVERY] * 3, 1), done.output
+    assert "The event waits, up to 10 minutes ...\n" in done.stderr
+
+
+def test_watch_sends_the_event_after_ten_minutes_without_counts(run, public, segment, waits):
+    public.faults.append(None)
+    public.fault = "429"
+    done = run("--watch")
+    assert (done.exit_code, sum(waits), len(segment.kept)) == (2, 600, 1)
+    assert "Incomplete: Segment is limiting the rate of questions (429): try again.\n" in done.stderr
+
+
 # Which question about the last hours gets no answer -> the exit code, and what is said.
 HALVES = {
     "what it received": (1, 1, "it received an unknown number of events, and dropped 12.\n"),
@@ -717,6 +749,12 @@ def test_a_dry_run_sends_nothing_and_asks_all_the_same(run, segment, app_api, wa
     assert (done.exit_code, segment.requests, waits) == (1, [], [])
     assert "DRY_RUN is on: customerio:relay_check was not sent." in done.stdout
     assert 'the source "Customer.io relay", enabled' in done.stdout
+
+
+def test_a_dry_run_has_nothing_to_watch(run, public, waits):
+    public.fault = "429"
+    public.faults.append(None)
+    assert (run("--watch", DRY_RUN="force").exit_code, waits) == (2, [])
 
 
 def test_a_dry_run_without_a_key_has_none_to_look_for(run, public):
