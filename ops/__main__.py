@@ -2,10 +2,12 @@
 
 import json
 import os
+import stat
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import TextIO
 from uuid import uuid4
@@ -118,27 +120,26 @@ def replay(env: dict[str, str], file: TextIO, rate: float, failed: str | None) -
     segment = SegmentClient(config.segment_write_key, config.segment_host)
     to_message = message_maker(config, segment)
     found, others = find(file.read())
-    rest = new_private_file(failed) if failed else None  # before anything is sent
     failures: dict[int, str] = {}  # by the position in `found`
     ready: list[tuple[int, Message]] = []
-    for position, item in enumerate(found):
-        try:
-            ready.append((position, message_of(item, to_message)))
-        except (Undeliverable, NotAnObject) as error:
-            failures[position] = str(error)
-    with click.progressbar(length=len(ready), label="Replaying", file=sys.stderr) as bar:
-        while ready:
-            started = time.monotonic()
-            count = fitting(message for _, message in ready)
-            batch, ready = ready[:count], ready[count:]
-            failures |= send(batch, segment.upload)
-            bar.update(len(batch))
-            time.sleep(max(0.0, len(batch) / rate - (time.monotonic() - started)))
-    for position, reason in sorted(failures.items()):
-        click.echo(f"line {found[position].line}: {reason}", err=True)
-    if rest:
-        with rest:
-            rest.writelines(found[position].text + "\n" for position in sorted(failures))
+    with place_for_rest(failed, file) if failed else nullcontext() as rest:  # before anything is sent
+        for position, item in enumerate(found):
+            try:
+                ready.append((position, message_of(item, to_message)))
+            except (Undeliverable, NotAnObject) as error:
+                failures[position] = str(error)
+        with click.progressbar(length=len(ready), label="Replaying", file=sys.stderr) as bar:
+            while ready:
+                started = time.monotonic()
+                count = fitting(message for _, message in ready)
+                batch, ready = ready[:count], ready[count:]
+                failures |= send(batch, segment.upload)
+                bar.update(len(batch))
+                time.sleep(max(0.0, len(batch) / rate - (time.monotonic() - started)))
+        for position, reason in sorted(failures.items()):
+            click.echo(f"line {found[position].line}: {reason}", err=True)
+        if failed and rest:
+            keep_rest((found[position].text for position in sorted(failures)), rest, failed)
     click.echo(f"{len(found) - len(failures)} sent, {len(failures)} not sent, {others} other lines.")
     if failures or not found:
         sys.exit(nothing_found(found))
@@ -157,14 +158,51 @@ def message_of(item: Found, to_message: Callable[[bytes], Message]) -> Message:
     return to_message(item.body)
 
 
-def new_private_file(path: str) -> TextIO:
-    """Open a new file that only its owner can read: dead letters are personal data."""
+@contextmanager
+def place_for_rest(path: str, file: TextIO) -> Iterator[str]:
+    """Make a new file beside `path` that only its owner can read: dead letters are personal data.
+
+    `path` itself stays as it is until `keep_rest`, so an interruption loses nothing. Raise if something is in it
+    that is not in `file`, and if there is no place for it.
+    """
     try:
         with suppress(FileNotFoundError):
-            os.unlink(path)  # another's, perhaps, whom it would stay readable for
-        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", errors="surrogateescape")
+            there = os.stat(path)
+            if not stat.S_ISREG(there.st_mode):
+                raise click.ClickException(f"{path} is not a regular file: name another. Nothing was sent.")
+            if there.st_size and not is_file(file, there):
+                raise click.ClickException(
+                    f"{path} is not empty, and would be replaced: replay that one first, or name another. "
+                    "Nothing was sent."
+                )
+        number, new = tempfile.mkstemp(prefix="replay-", dir=os.path.dirname(path) or ".")
+        os.close(number)
     except OSError as error:
         raise click.ClickException(f"{path} can't be written: {error.strerror}. Nothing was sent.") from None
+    try:
+        yield new
+    finally:
+        with suppress(FileNotFoundError):  # it has replaced `path`
+            os.unlink(new)
+
+
+def is_file(file: TextIO, there: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), there)
+    except OSError:  # it has no number
+        return False
+
+
+def keep_rest(texts: Iterable[str], new: str, path: str) -> None:
+    """Write what could not be sent, and put it in the place of `path`."""
+    try:
+        with open(new, "w", encoding="utf-8", errors="surrogateescape") as rest:
+            rest.writelines(text + "\n" for text in texts)
+            rest.flush()
+            os.fsync(rest.fileno())
+        os.replace(new, path)
+    except OSError as error:
+        raise click.ClickException(f"{path} can't be written: {error.strerror}. It is as it was.") from None
 
 
 def send(batch: list[tuple[int, Message]], upload: Callable[[list[Message], float], None]) -> dict[int, str]:

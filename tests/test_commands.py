@@ -1,5 +1,6 @@
 """`python -m ops ...`: check, sample, replay, translate, as an operator calls them."""
 
+import errno
 import json
 import os
 import stat
@@ -214,13 +215,63 @@ def test_replay_writes_what_segment_did_not_take_in_the_end(segment, slept, tmp_
 
 def test_what_could_not_be_sent_is_readable_by_its_owner_only_whatever_was_there_before(segment, tmp_path):
     rest, shown = tmp_path / "rest.jsonl", tmp_path / "shown"
-    rest.write_text("from yesterday")
+    text = one_a_line(make_event("a", metric=None))
+    rest.write_text(one_a_line(make_event("b")) + text)
     rest.chmod(0o666)
     os.link(rest, shown)  # as good as open: whoever has the old file reads what is written to it
+    run("replay", str(rest), "--failed", str(rest), SEGMENT_HOST=segment.url)
+    assert (rest.read_text(), stat.S_IMODE(rest.stat().st_mode)) == (text, 0o600)
+    assert shown.read_text() == one_a_line(make_event("b")) + text
+
+
+# What interrupts a replay, and when: while it sends, and while it writes what could not be sent.
+INTERRUPTIONS = {
+    "Ctrl-C": ("ops.__main__.time.sleep", KeyboardInterrupt()),
+    "a full disk": ("ops.__main__.os.fsync", OSError(errno.ENOSPC, "No space left on device")),
+}
+
+
+@pytest.mark.parametrize(("where", "error"), INTERRUPTIONS.values(), ids=INTERRUPTIONS.keys())
+def test_an_interrupted_replay_leaves_its_file_as_it_was(segment, tmp_path, monkeypatch, where, error):
+    rest = tmp_path / "rest.jsonl"
+    text = one_a_line(make_event("a"), make_event("b", metric=None))
+    rest.write_text(text)
+
+    def interrupted(*_):
+        raise error
+
+    monkeypatch.setattr(where, interrupted)
+    done = run("replay", str(rest), "--failed", str(rest), SEGMENT_HOST=segment.url)
+    assert (done.exit_code, isinstance(done.exception, SystemExit)) == (1, True)
+    assert rest.read_text() == text
+    assert list(tmp_path.iterdir()) == [rest]
+
+
+NO_PLACE = {  # for what could not be sent
+    "a file with something in it": (lambda path: path.write_text("from yesterday"), "replay that one first"),
+    "a named pipe": (os.mkfifo, "is not a regular file"),
+    "a device": (lambda path: path.symlink_to("/dev/null"), "is not a regular file"),
+    "a folder": (os.mkdir, "is a directory"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), NO_PLACE.values(), ids=NO_PLACE.keys())
+def test_replay_replaces_nothing_but_the_file_it_reads(segment, tmp_path, make, words):
+    rest = tmp_path / "rest.jsonl"
+    make(rest)
+    before = rest.stat()
+    done = run("replay", "-", "--failed", str(rest), stdin=one_a_line(make_event("a")), SEGMENT_HOST=segment.url)
+    assert (done.exit_code != 0, words in done.stderr, segment.requests) == (True, True, [])
+    assert (rest.stat().st_ino, rest.stat().st_size) == (before.st_ino, before.st_size)
+    assert list(tmp_path.iterdir()) == [rest]
+
+
+def test_an_empty_file_may_be_replaced(segment, tmp_path):
+    rest = tmp_path / "rest.jsonl"
+    rest.touch()
     text = one_a_line(make_event("a", metric=None))
     run("replay", "-", "--failed", str(rest), stdin=text, SEGMENT_HOST=segment.url)
-    assert (rest.read_text(), stat.S_IMODE(rest.stat().st_mode)) == (text, 0o600)
-    assert shown.read_text() == "from yesterday"
+    assert rest.read_text() == text
 
 
 def test_what_the_relay_kept_is_what_replay_brings_back(segment, tmp_path):
