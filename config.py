@@ -27,6 +27,12 @@ PLACEHOLDER = re.compile(
 )
 QUOTES = "\"'`“”‘’„«»"
 
+# What DNS and the client take. The client appends /v1/batch, so "https://api.segment.io/v1" would be a wrong
+# address. A user or password would replace the write key in the Authorization header.
+LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+HOST = re.compile(rf"https?://({LABEL}(\.{LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?/?", re.IGNORECASE | re.ASCII)
+PROPERTY = re.compile(r"[\w$-]+(\.[\w$-]+)*")
+
 FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -148,8 +154,13 @@ class _Reader:
 
     def omitted(self, name: str) -> frozenset[str]:
         names = self.names(name)
-        if any(part[0] in QUOTES or part[-1] in QUOTES for part in names):
+        if any(character in QUOTES for character in self.text(name)):
             self.problems.append(f"{name} has quotes in it: set it to the names alone, like recipient,subject.")
+        elif not all(map(PROPERTY.fullmatch, names)):
+            self.problems.append(
+                f"{name} is a list of names with commas between them, like recipient,subject. "
+                "A name has letters, digits, _ - . and $."
+            )
         return frozenset(names)
 
     def prefix(self, name: str) -> str:
@@ -228,12 +239,8 @@ class _Reader:
         value = self.text(name) or SEGMENT_HOST
         try:
             url = urlsplit(value)
-            sound = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-            # The client appends /v1/batch, so "https://api.segment.io/v1" would be a wrong address.
-            # A user or password in it would replace the write key in the Authorization header.
-            sound = sound and url.path in ("", "/") and not (url.query or url.fragment or "@" in url.netloc)
-            sound = sound and not re.search(r"[\s\\]", value)
-        except ValueError:  # a port that is not a number, half of an IPv6 address
+            sound = bool(HOST.fullmatch(value)) and url.port != 0
+        except ValueError:  # a port that is too high, half of an IPv6 address
             sound = False
         if not sound:
             self.problems.append(

@@ -3,6 +3,7 @@
 import pytest
 
 from config import Config, ConfigError
+from segment_client import SegmentClient
 
 KEY = "0123456789abcdefghijklmnopqrstuv"
 GOOD = {"SEGMENT_WRITE_KEY": KEY, "CUSTOMERIO_SIGNING_KEY": "s3cret"}
@@ -63,7 +64,11 @@ READ = {
     "a signing key in another script": ({"CUSTOMERIO_SIGNING_KEY": "ключ"}, "signing_keys", ("ключ",)),
     "a quote within a prefix": ({"EVENT_PREFIX": "Ada's "}, "event_prefix", "Ada's "),
     "a quote within a file's name": ({"DEAD_LETTER_FILE": "/x/Ada's"}, "dead_letter_file", "/x/Ada's"),
-    "a quote within a property": ({"OMIT_PROPERTIES": "a'b"}, "omit_properties", {"a'b"}),
+    "one property to omit, and a comma": ({"OMIT_PROPERTIES": "recipient,\n"}, "omit_properties", {"recipient"}),
+    "properties of any letters": (
+        {"OMIT_PROPERTIES": "$a-1.b_c,имя"},
+        *("omit_properties", {"$a-1.b_c", "имя"}),
+    ),
 }
 
 
@@ -110,6 +115,24 @@ WRONG = {
     "a host's port that is too high": ({"SEGMENT_HOST": "https://api.segment.io:70000"}, "SEGMENT_HOST is a URL"),
     "half of an IPv6 address": ({"SEGMENT_HOST": "http://[::1"}, "SEGMENT_HOST is a URL"),
     "a host with a space": ({"SEGMENT_HOST": "https://api segment.io"}, "SEGMENT_HOST is a URL"),
+    "a host of three dots": ({"SEGMENT_HOST": "https://..."}, "SEGMENT_HOST is a URL"),
+    "a host that is an ellipsis": ({"SEGMENT_HOST": "https://…"}, "SEGMENT_HOST is a URL"),
+    "a host of one dot": ({"SEGMENT_HOST": "https://."}, "SEGMENT_HOST is a URL"),
+    "a host with two dots": ({"SEGMENT_HOST": "https://api..segment.io"}, "SEGMENT_HOST is a URL"),
+    "a host with a dot first": ({"SEGMENT_HOST": "https://.segment.io"}, "SEGMENT_HOST is a URL"),
+    "a wildcard": ({"SEGMENT_HOST": "https://*.segment.io"}, "SEGMENT_HOST is a URL"),
+    "a host to fill in": ({"SEGMENT_HOST": "https://<region>.segment.io"}, "SEGMENT_HOST is a URL"),
+    "a host of the shell": ({"SEGMENT_HOST": "https://${REGION}.segment.io"}, "SEGMENT_HOST is a URL"),
+    "a host with a quote": ({"SEGMENT_HOST": 'https://api.segment.io"'}, "SEGMENT_HOST is a URL"),
+    "a host in quotes": ({"SEGMENT_HOST": "https://'api.segment.io'"}, "SEGMENT_HOST is a URL"),
+    "a host with a control character": ({"SEGMENT_HOST": "https://api.\x01segment.io"}, "SEGMENT_HOST is a URL"),
+    "a host with a line break": ({"SEGMENT_HOST": "https://api.\nsegment.io"}, "SEGMENT_HOST is a URL"),
+    "a host with an empty query": ({"SEGMENT_HOST": "https://api.segment.io?"}, "SEGMENT_HOST is a URL"),
+    "a host with an empty fragment": ({"SEGMENT_HOST": "https://api.segment.io/#"}, "SEGMENT_HOST is a URL"),
+    "a host with a label that is too long": ({"SEGMENT_HOST": f"https://{'a' * 64}.io"}, "SEGMENT_HOST is a URL"),
+    "a host with a letter that only looks like k": ({"SEGMENT_HOST": "https://\u212a.io"}, "SEGMENT_HOST is a URL"),
+    "two hosts": ({"SEGMENT_HOST": "https://a.io,https://b.io"}, "SEGMENT_HOST is a URL"),
+    "an IPv6 address that is none": ({"SEGMENT_HOST": "http://[12345::1]"}, "SEGMENT_HOST is a URL"),
     "a flag that is none": ({"DRY_RUN": "on"}, "DRY_RUN is a flag"),
     "another flag that is none": ({"ECHO_TO_CUSTOMERIO": "2"}, "ECHO_TO_CUSTOMERIO is a flag"),
     "a third flag that is none": ({"ALLOW_UNSIGNED": "maybe"}, "ALLOW_UNSIGNED is a flag"),
@@ -131,6 +154,18 @@ WRONG = {
     "quoted properties": ({"OMIT_PROPERTIES": '"recipient,subject"'}, "OMIT_PROPERTIES has quotes in it"),
     "properties, each quoted": ({"OMIT_PROPERTIES": "'recipient', 'subject'"}, "OMIT_PROPERTIES has quotes in it"),
     "one quoted property": ({"OMIT_PROPERTIES": "recipient, 'subject'"}, "OMIT_PROPERTIES has quotes in it"),
+    "a list of JSON": ({"OMIT_PROPERTIES": '["recipient"]'}, "OMIT_PROPERTIES has quotes in it"),
+    "a quote within a property": ({"OMIT_PROPERTIES": "recipient's"}, "OMIT_PROPERTIES has quotes in it"),
+    "properties in square brackets": ({"OMIT_PROPERTIES": "[recipient,subject]"}, "OMIT_PROPERTIES is a list"),
+    "properties in brackets": ({"OMIT_PROPERTIES": "(recipient,subject)"}, "OMIT_PROPERTIES is a list"),
+    "properties in braces": ({"OMIT_PROPERTIES": "{recipient}"}, "OMIT_PROPERTIES is a list"),
+    "properties separated by a blank": ({"OMIT_PROPERTIES": "recipient subject"}, "OMIT_PROPERTIES is a list"),
+    "properties separated by a semicolon": ({"OMIT_PROPERTIES": "recipient;subject"}, "OMIT_PROPERTIES is a list"),
+    "properties separated by a bar": ({"OMIT_PROPERTIES": "recipient|subject"}, "OMIT_PROPERTIES is a list"),
+    "properties separated by a line break": ({"OMIT_PROPERTIES": "recipient\nsubject"}, "OMIT_PROPERTIES is a list"),
+    "properties of three dots": ({"OMIT_PROPERTIES": "..."}, "OMIT_PROPERTIES is a list"),
+    "a property, and so on": ({"OMIT_PROPERTIES": "recipient, ..."}, "OMIT_PROPERTIES is a list"),
+    "a property with a control character": ({"OMIT_PROPERTIES": "reci\x01pient"}, "OMIT_PROPERTIES is a list"),
     "a quoted prefix": ({"EVENT_PREFIX": '"cio "'}, "EVENT_PREFIX has quotes around its value"),
     "an empty prefix in quotes": ({"EVENT_PREFIX": '""'}, "EVENT_PREFIX has quotes around its value"),
     "a prefix with a line break": ({"EVENT_PREFIX": "cio\n"}, "EVENT_PREFIX has a control character in it"),
@@ -140,6 +175,26 @@ WRONG = {
     "a quoted flag": ({"ECHO_TO_CUSTOMERIO": "'1'"}, "ECHO_TO_CUSTOMERIO is a flag"),
     "a quoted log level": ({"LOG_LEVEL": '"debug"'}, "LOG_LEVEL is one of"),
 }
+
+
+# Hosts that the client can take.
+HOSTS = [
+    "https://api.segment.io",
+    "https://api.segment.io.",
+    "HTTPS://API.Segment.io:443",
+    "http://jitsu_server:8000",
+    "http://a",
+    "https://xn--mller-kva.example",
+    "http://10.0.0.1:80",
+    "http://[2001:db8::1]",
+    f"https://{'a' * 63}.io",
+]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_host_is_taken_as_it_is(host):
+    assert read(SEGMENT_HOST=host).segment_host == host
+    assert SegmentClient(KEY, host)
 
 
 @pytest.mark.parametrize(("env", "message"), WRONG.values(), ids=WRONG.keys())
