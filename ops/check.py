@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import click
@@ -100,7 +101,7 @@ def examine(env: dict[str, str], url: str | None, customerio_eu: bool, watch: bo
 def check_settings(env: dict[str, str], report: Report) -> Config | None:
     """Return the settings, if they are in order."""
     try:
-        config = Config.from_env(env, preflight.file_problem, KEYS)
+        config = Config.from_env(env, partial(preflight.file_problem, create=False), KEYS)
     except ConfigError as error:
         report["settings"] = {"problems": error.problems}
         report["wrong"].append(str(error))

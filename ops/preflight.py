@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import socket
+import stat
 from collections.abc import Iterable
 
 CONNECTIONS = 2000  # a worker
@@ -34,9 +35,19 @@ def open_files_problem() -> str | None:
     )
 
 
-def file_problem(path: str) -> str | None:
-    """Return why `path` can't be appended to, or None. Creates the file if it is missing."""
+def file_problem(path: str, create: bool = True) -> str | None:
+    """Return why dead letters can't be appended to `path`, or None. Creates the file if it is missing and `create`."""
     try:
+        try:
+            mode = os.stat(path).st_mode  # before opening: a named pipe would wait until somebody reads
+        except FileNotFoundError:
+            if not create:
+                folder = os.path.dirname(path) or "."
+                os.stat(folder)
+                return None if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
+        else:
+            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+                return "it is not a regular file"
         os.close(open_private(path))
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or "not a path"

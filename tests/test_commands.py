@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from conftest import KEYS, ROOT, WRITE_KEY, InProcess, free_port, make_event
 
 from ops.__main__ import main
+from ops.preflight import file_problem
 
 NO_SETTINGS = dict.fromkeys(KEYS)
 
@@ -370,6 +371,7 @@ def test_a_wrong_setting_is_said_before_anything_is_sent(segment, command):
 CHECKED = {  # what is wrong at the start -> what check says
     "blank workers": ({"WEB_CONCURRENCY": " "}, "WEB_CONCURRENCY is set but blank"),
     "workers that are no number": ({"WEB_CONCURRENCY": "abc"}, "WEB_CONCURRENCY is a whole number"),
+    "a file that keeps nothing": ({"DEAD_LETTER_FILE": "/dev/null"}, "DEAD_LETTER_FILE cannot be appended to"),
     "a file that cannot be written": ({"DEAD_LETTER_FILE": "/"}, "DEAD_LETTER_FILE cannot be appended to"),
     "a dry run in production": ({"DRY_RUN": "1"}, "DRY_RUN is on while both keys are set"),
 }
@@ -379,6 +381,43 @@ CHECKED = {  # what is wrong at the start -> what check says
 def test_check_runs_the_checks_of_the_start(segment, settings, words):
     done = run("check", SEGMENT_HOST=segment.url, **settings)
     assert (done.exit_code, words in done.stderr, segment.requests) == (1, True, [])
+
+
+# A place for dead letters -> what is wrong with it.
+NO_FILE = {
+    "a device": (lambda path: path.symlink_to("/dev/null"), "it is not a regular file"),
+    "a named pipe": (os.mkfifo, "it is not a regular file"),
+    "a folder": (os.mkdir, "Is a directory"),
+    "a link to itself": (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
+}
+
+
+@pytest.mark.parametrize("create", [True, False], ids=["at the start", "in check"])
+@pytest.mark.parametrize(("make", "problem"), NO_FILE.values(), ids=NO_FILE.keys())
+def test_dead_letters_need_a_regular_file(tmp_path, make, problem, create):
+    """Nothing is kept in a device, and opening a named pipe waits until somebody reads."""
+    path = tmp_path / "letters.jsonl"
+    make(path)
+    assert file_problem(str(path), create=create) == problem
+
+
+def test_only_the_start_creates_the_file_for_dead_letters(segment, tmp_path):
+    """Under sudo it would be root's, and the relay could not append to it."""
+    path = tmp_path / "letters.jsonl"
+    assert run("check", SEGMENT_HOST=segment.url, DEAD_LETTER_FILE=str(path)).exit_code == 0
+    assert list(tmp_path.iterdir()) == []
+    assert file_problem(str(path)) is None
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert run("check", SEGMENT_HOST=segment.url, DEAD_LETTER_FILE=str(path)).exit_code == 0
+
+
+def test_check_looks_at_the_folder_of_a_file_that_is_missing(segment, tmp_path, monkeypatch):
+    missing = str(tmp_path / "no" / "letters.jsonl")
+    assert "No such file or directory" in run("check", SEGMENT_HOST=segment.url, DEAD_LETTER_FILE=missing).stderr
+    monkeypatch.setattr("os.access", lambda *_: False)
+    there = str(tmp_path / "letters.jsonl")
+    assert "Permission denied" in run("check", SEGMENT_HOST=segment.url, DEAD_LETTER_FILE=there).stderr
+    assert segment.requests == []
 
 
 def test_check_says_that_too_few_files_can_be_opened(segment, monkeypatch):
