@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import BinaryIO, TextIO
 from uuid import uuid4
 
 import click
@@ -33,12 +33,26 @@ FILE = click.argument("file", type=click.File(encoding="utf-8-sig", errors="surr
 
 @click.group()
 @click.option(
-    "--env-file", type=click.File(), help="Settings, as in systemd's EnvironmentFile; the environment's own come first."
+    "--env-file",
+    type=click.File("rb"),
+    help="Settings, as in systemd's EnvironmentFile; the environment's own come first.",
 )
 @click.pass_context
-def main(context: click.Context, env_file: TextIO | None) -> None:
+def main(context: click.Context, env_file: BinaryIO | None) -> None:
     """Check the settings, try the relay, and send dead letters again."""
-    context.obj = (variables(env_file.read()) if env_file else {}) | dict(os.environ)
+    for name, value in read_settings(env_file).items() if env_file else ():
+        os.environ.setdefault(name, value)  # and so HTTPS_PROXY and others count as they do for the service
+    context.obj = dict(os.environ)
+
+
+def read_settings(file: BinaryIO) -> dict[str, str]:
+    content = file.read()
+    try:
+        if b"\0" in content:
+            raise ValueError
+        return variables(content.decode())
+    except ValueError:
+        raise click.BadParameter(f"{file.name} is not a text in UTF-8.", param_hint="--env-file") from None
 
 
 def settings(env: dict[str, str], *needs: str) -> Config:

@@ -22,6 +22,12 @@ def run(*words, stdin=None, **settings):
     return CliRunner().invoke(main, words, input=stdin, env=env, prog_name="python -m ops")
 
 
+@pytest.fixture(autouse=True)
+def environment_as_before(monkeypatch):
+    """What a command reads from a file of settings, it sets for itself only."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
+
 @pytest.fixture
 def slept(monkeypatch):
     """The seconds that a command would have slept."""
@@ -314,6 +320,28 @@ def test_a_file_of_settings_is_looked_at_as_the_environment_is(tmp_path):
     assert done.exit_code == 1
     assert "SEGMENT_WRITE_KEY is still the placeholder of an example" in done.stderr
     assert "PORT is a whole number" in done.stderr
+
+
+NOT_SETTINGS = {"another encoding": "A=ключ".encode("cp1251"), "a zero byte": b"A=1\0"}
+
+
+@pytest.mark.parametrize("content", NOT_SETTINGS.values(), ids=NOT_SETTINGS.keys())
+def test_a_file_that_is_not_utf_8_is_one_sentence(tmp_path, content):
+    file = tmp_path / "relay.env"
+    file.write_bytes(content)
+    done = run("--env-file", str(file), "check")
+    assert (done.exit_code, isinstance(done.exception, SystemExit)) == (2, True)
+    assert f"{file} is not a text in UTF-8." in done.stderr
+
+
+def test_what_else_a_file_sets_counts_as_it_does_for_the_service(segment, tmp_path):
+    """The relay honours HTTPS_PROXY, NO_PROXY and REQUESTS_CA_BUNDLE."""
+    file = tmp_path / "relay.env"
+    file.write_text(f"SEGMENT_HOST=http://segment.example\nhttp_proxy={segment.url}\n")
+    run("--env-file", str(file), "check", http_proxy=None, no_proxy=None)
+    assert [request["path"] for request in segment.requests] == ["http://segment.example/v1/batch"]
+    run("--env-file", str(file), "check", http_proxy=f"http://127.0.0.1:{free_port()}", no_proxy=None)
+    assert len(segment.requests) == 1  # a variable that is set wins
 
 
 def test_a_file_of_settings_that_is_not_there_is_one_sentence(tmp_path):
