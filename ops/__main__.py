@@ -109,7 +109,7 @@ def translate_file(env: dict[str, str], file: TextIO) -> None:
             click.echo(message_of(item, to_message).json)
         except (Undeliverable, NotAnObject) as error:
             failed += 1
-            click.echo(f"line {item.line}: {error}", err=True)
+            click.echo(f"{item.place}: {error}", err=True)
     if failed or not found:
         sys.exit(nothing_found(found))
 
@@ -151,7 +151,7 @@ def replay(env: dict[str, str], file: TextIO, rate: float, failed: str | None) -
                 bar.update(len(batch))
                 time.sleep(max(0.0, len(batch) / rate - (time.monotonic() - started)))
         for position, reason in sorted(failures.items()):
-            click.echo(f"line {found[position].line}: {reason}", err=True)
+            click.echo(f"{found[position].place}: {reason}", err=True)
         if failed and rest:
             keep_rest((found[position].text for position in sorted(failures)), rest, failed)
     click.echo(f"{len(found) - len(failures)} sent, {len(failures)} not sent, {others} other lines.")

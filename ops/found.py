@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from translate import NotAnObject, Undeliverable, parse
 
 LETTER = re.compile(r'\{\s*"event"\s*:')  # how a dead letter begins, whatever a log puts in front of it
+BETWEEN = " \t\r,"  # items on the same line
 
 
 class Found(NamedTuple):
@@ -16,6 +17,11 @@ class Found(NamedTuple):
     text: str  # as it stood
     body: bytes  # of the webhook
     problem: str = ""  # why there is none
+    item: int = 0  # of an array, counted from 1
+
+    @property
+    def place(self) -> str:
+        return f"line {self.line}, item {self.item}" if self.item else f"line {self.line}"
 
 
 def find(text: str) -> tuple[list[Found], int]:
@@ -25,16 +31,19 @@ def find(text: str) -> tuple[list[Found], int]:
     """
     found: list[Found] = []
     others, line, position = 0, 1, 0
+    empty = True  # so far, the line
     while position < len(text):
-        end_of_line = _end_of_line(text, position)
-        items, end = _read(text, position, end_of_line)
+        items, end = _read(text, position, _end_of_line(text, position))
         found += [item._replace(line=line) for item in items]
-        others += not items and (position == 0 or text[position - 1] == "\n")
+        empty = empty and not items
         line += text.count("\n", position, end)
         end_of_line = _end_of_line(text, end)
-        if items and text[end:end_of_line].strip():  # another one on the same line
+        # Behind an item there may be another one; behind JSON of a log's, like "[1] ", only a dead letter.
+        if (items and text[end:end_of_line].strip(BETWEEN)) or LETTER.search(text, end, end_of_line):
             position = end
         else:
+            others += empty
+            empty = True
             line += 1
             position = end_of_line + 1
     return found, others
@@ -46,7 +55,7 @@ def _end_of_line(text: str, position: int) -> int:
 
 def _read(text: str, position: int, end_of_line: int) -> tuple[list[Found], int]:
     """Return what begins in a line, and where it ends."""
-    line = text[position:end_of_line].strip()
+    line = text[position:end_of_line].strip().lstrip(BETWEEN)
     letter = LETTER.search(text, position, end_of_line)
     if line.startswith(("{", "[")):
         start = text.index(line[0], position)
@@ -57,9 +66,12 @@ def _read(text: str, position: int, end_of_line: int) -> tuple[list[Found], int]
     try:
         value, end = json.JSONDecoder().raw_decode(text, start)
     except (ValueError, RecursionError):
+        if letter and text[start] == "[" and "{" not in text[start : letter.start()]:  # a log's prefix
+            return _read(text, letter.start(), end_of_line)
         return _broken(line, bool(letter)), end_of_line
     if isinstance(value, list):
-        return [item for one in value for item in _classify(json.dumps(one), one)], end
+        numbered = enumerate(value, 1)
+        return [item._replace(item=number) for number, one in numbered for item in _classify(json.dumps(one), one)], end
     return _classify(text[start:end], value), end
 
 

@@ -151,6 +151,13 @@ def test_replay_names_each_line_that_cannot_be_sent(segment):
     assert segment.events() == ["event-a", "event-d"]
 
 
+@pytest.mark.parametrize("command", ["replay", "translate"])
+def test_an_item_of_an_array_that_cannot_be_sent_is_named(segment, command):
+    text = json.dumps([make_event("a"), make_event("b", metric=None)])
+    done = run(command, "-", stdin=text, SEGMENT_HOST=segment.url)
+    assert "line 1, item 2: it has no name" in done.stderr
+
+
 def one_a_line(*events):
     return "".join(json.dumps(event) + "\n" for event in events)
 

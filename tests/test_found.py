@@ -38,6 +38,20 @@ FILES = {
     "dead letters and webhooks": (f"{text(letter(EVENT))}\n\n{text(OTHER)}", [(1, EVENT), (3, OTHER)], 1),
     "a dead letter with more": (text(letter(EVENT, level="warning", count=1)), [(1, EVENT)], 0),
     "a dead letter behind a log's prefix": (f"2026-11-23 app[web.1]: {text(letter(EVENT))}", [(1, EVENT)], 0),
+    "behind a prefix in square brackets": (f"[2026-11-25 web.1] {text(letter(EVENT))}", [(1, EVENT)], 0),
+    "behind a number in square brackets": (f"[1] {text(letter(EVENT))}\nend", [(1, EVENT)], 1),
+    "behind a time in square brackets": (f"[12345.678] {text(letter(EVENT))}", [(1, EVENT)], 0),
+    "behind several": (f"[2026-11-23 12:00:00 +0000] [1] [INFO] {text(letter(EVENT))}", [(1, EVENT)], 0),
+    "behind an object of a log's": (f'{{"level": "info"}} {text(letter(EVENT))}', [(1, EVENT)], 0),
+    "a webhook behind a number is a log's": (f"[1] {text(EVENT)}", [], 1),
+    "not whole behind a number": (f"[1] {text(letter(EVENT))[:-30]}", [(1, "a dead letter that is not whole")], 0),
+    "an array that is not whole": (
+        f"[{text(letter(EVENT))}, {text(letter(OTHER))[:-30]}",
+        [(1, EVENT), (1, "a dead letter that is not whole")],
+        0,
+    ),
+    "an object within a webhook that is not whole": (text(INNER)[:-2], [(1, "a dead letter that is not whole")], 0),
+    "the same in an array": (f"[{text(INNER)[:-2]}", [(1, "a dead letter that is not whole")], 0),
     "and before a log's suffix": (f"app: {text(letter(EVENT))} (end)", [(1, EVENT)], 0),
     "in a log of text": (f"[INFO] Booting\n{text(letter(EVENT))}\n[INFO] Bye\n", [(2, EVENT)], 2),
     "in a log of JSON": (f"{JSON_LOG}\n{text(letter(EVENT))}\n{JSON_LOG}\n", [(2, EVENT)], 2),
@@ -125,6 +139,8 @@ def test_an_item_of_an_array_can_be_found_again_by_itself():
 ON_ONE_LINE = {
     "a blank between them": f"{text(EVENT)} {text(OTHER)}\n",
     "nothing between them": f"{text(EVENT)}{text(OTHER)}\n",
+    "a comma between them": f"{text(EVENT)}, {text(OTHER)}\n",
+    "a comma between letters": f"{text(letter(EVENT))},{text(letter(OTHER))},\n",
     "files without a line break at their end": f"{pretty(EVENT)}{pretty(OTHER)}\n",
     "letters": f"{text(letter(EVENT))}{text(letter(OTHER))}\n",
 }
@@ -134,3 +150,17 @@ ON_ONE_LINE = {
 def test_two_on_one_line_are_both_found(file):
     found, _ = find(file)
     assert [json.loads(item.body) for item in found] == [EVENT, OTHER]
+
+
+PLACES = {  # an item's file -> how it is named
+    "a line": (f"\n{text(EVENT)}", ["line 2"]),
+    "an array": (text([1, EVENT, letter(OTHER)]), ["line 1, item 2", "line 1, item 3"]),
+    "a pretty-printed array": (f"\n{pretty([EVENT, OTHER])}", ["line 2, item 1", "line 2, item 2"]),
+    "two on one line": (f"{text(EVENT)} {text(OTHER)}", ["line 1", "line 1"]),
+}
+
+
+@pytest.mark.parametrize(("file", "places"), PLACES.values(), ids=PLACES.keys())
+def test_the_place_of_an_item(file, places):
+    found, _ = find(file)
+    assert [item.place for item in found] == places
