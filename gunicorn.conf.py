@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 from gunicorn import glogging
@@ -12,12 +13,17 @@ from config import Config, ConfigError
 from ops import preflight
 from worker import Worker
 
-try:
-    _config = Config.from_env(os.environ)
-except ConfigError:
-    # A placeholder: on_starting reports the problems and exits.
-    _config = Config.from_env({"DRY_RUN": "1"})
 
+def _read_config() -> Config:
+    log = {name: os.environ[name] for name in ("LOG_LEVEL", "LOG_FORMAT") if name in os.environ}
+    # Placeholders: on_starting reports the problems, in the form of the log, and exits.
+    for env in (os.environ, {"DRY_RUN": "1"} | log):
+        with suppress(ConfigError):
+            return Config.from_env(env)
+    return Config.from_env({"DRY_RUN": "1"})
+
+
+_config = _read_config()
 _shared = shared.of_service()  # before the workers are forked
 
 
@@ -34,7 +40,10 @@ def on_starting(server: Any) -> None:
         if problem := preflight.open_files_problem() or _port_problem(server):
             raise ConfigError([problem])
     except ConfigError as error:
-        sys.exit(str(error))
+        if _config.log_format == "text":
+            sys.exit(str(error))
+        server.log.critical(str(error))
+        sys.exit(1)
     for warning in _config.warnings:
         server.log.warning(warning)
 

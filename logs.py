@@ -66,8 +66,11 @@ def set_up(level: str, form: str) -> None:
         logging.basicConfig(level=level.upper(), handlers=[logging.StreamHandler(stream())])
     for handler in logging.root.handlers + logging.getLogger("gunicorn.error").handlers:
         handler.setFormatter(formatter)
-        if isinstance(handler, logging.StreamHandler):
+        if type(handler) is logging.StreamHandler:  # not to a file, nor to anything else that somebody wants it in
             handler.setStream(stream())
+    if form == "json":
+        for handler in logging.getLogger("gunicorn.access").handlers:
+            handler.setFormatter(formatter)
 
 
 class Repeats:

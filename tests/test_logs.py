@@ -257,3 +257,15 @@ def test_with_log_format_text_lines_are_as_gunicorns(logs_of):
 def test_nothing_personal_is_in_either(logs_of, form):
     for secret in ("secret", SIGNING_KEY, WRITE_KEY, "a-short-key"):
         assert secret not in logs_of[form]
+
+
+def test_gunicorns_own_log_may_be_a_file_and_its_access_log_switched_on(start, segment, tmp_path):
+    file = tmp_path / "gunicorn.log"
+    relay = start(segment, ["--error-logfile", str(file), "--access-logfile", "-"], LOG_FORMAT="json")
+    relay.post(b"secret")
+    relay.stop()
+    messages = [json.loads(line)["message"] for line in file.read_text().splitlines()]
+    assert any(message.startswith("Booting worker") for message in messages)
+    messages = [json.loads(line)["message"] for line in relay.whole_log().splitlines()]
+    assert any('"POST /webhook HTTP/1.1" 400' in message for message in messages)
+    assert any(message.startswith("answered 400") for message in messages)

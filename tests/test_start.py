@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -77,6 +78,14 @@ def test_a_wrong_value_is_never_a_default(start):
         assert relay.process.wait(10) == 1
         assert f"The relay cannot start:\n  - {words}" in relay.whole_log()
         assert "Booting worker" not in relay.log
+
+
+def test_a_log_of_json_says_in_json_why_the_relay_cannot_start(start):
+    relay = start(wait=False, LOG_FORMAT="json", LOG_LEVEL="critical", EVENT_PREFIX="''", SEGMENT_WRITE_KEY="...")
+    assert relay.process.wait(10) == 1
+    (line,) = map(json.loads, relay.whole_log().splitlines())  # at this level, nothing else
+    assert line["level"] == "critical"
+    assert re.fullmatch(r"The relay cannot start:\n  - SEGMENT_WRITE_KEY .+\n  - EVENT_PREFIX .+", line["message"])
 
 
 def test_a_taken_port_is_one_sentence(start):
