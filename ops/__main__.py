@@ -6,7 +6,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import BinaryIO, TextIO
@@ -27,6 +27,9 @@ from translate import NotAnObject, Undeliverable, parse, translate
 
 ATTEMPTS = 6  # for each upload of a replay, a second apart and then twice as long each time
 TIMEOUT = 15  # seconds, for an upload that no webhook waits for
+
+# The settings on which a track call depends.
+MAPPING = ("SEGMENT_WRITE_KEY", "EVENT_PREFIX", "OMIT_PROPERTIES", "ECHO_TO_CUSTOMERIO")
 
 FILE = click.argument("file", type=click.File(encoding="utf-8-sig", errors="surrogateescape"))
 
@@ -55,10 +58,10 @@ def read_settings(file: BinaryIO) -> dict[str, str]:
         raise click.BadParameter(f"{file.name} is not a text in UTF-8.", param_hint="--env-file") from None
 
 
-def settings(env: dict[str, str], *needs: str) -> Config:
-    """Return the settings, of which a command needs these keys."""
+def settings(env: dict[str, str], uses: Collection[str], *needs: str) -> Config:
+    """Return the settings that a command uses, of which it needs these keys. The others may be wrong."""
     try:
-        return Config.from_env(env, needs=needs)
+        return Config.from_env({name: value for name, value in env.items() if name in uses}, needs=needs)
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
 
@@ -80,7 +83,7 @@ def sample(env: dict[str, str], url: str | None, name: str) -> None:
     """Send a signed sample webhook to a running relay, and print the answer."""
     if name not in samples.EVENTS:
         raise click.BadParameter(f"not one of {', '.join(samples.EVENTS)}", param_hint="--event")
-    config = settings(env)
+    config = settings(env, ("CUSTOMERIO_SIGNING_KEY", "PORT"))
     target = (url or f"http://localhost:{config.port}").rstrip("/").removesuffix("/webhook") + "/webhook"
     body = json.dumps(samples.sample(name, str(uuid4()), int(time.time()))).encode()
     headers = {"Content-Type": "application/json"}
@@ -100,7 +103,7 @@ def sample(env: dict[str, str], url: str | None, name: str) -> None:
 @click.pass_obj
 def translate_file(env: dict[str, str], file: TextIO) -> None:
     """Print the track calls for the webhooks or dead letters in FILE (- is standard input). Sends nothing."""
-    config = settings(env)
+    config = settings(env, MAPPING)
     to_message = message_maker(config, SegmentClient(config.segment_write_key, config.segment_host))
     found, _ = find(file.read())
     failed = 0
@@ -128,7 +131,7 @@ def replay(env: dict[str, str], file: TextIO, rate: float, failed: str | None) -
     other lines between them is fine. Safe to repeat: Segment knows the events by the same
     messageIds. Segment's own limit is 1,000 events a second.
     """
-    config = settings(env, "SEGMENT_WRITE_KEY")
+    config = settings(env, (*MAPPING, "SEGMENT_HOST", "DRY_RUN"), "SEGMENT_WRITE_KEY")
     if config.dry_run:
         raise click.ClickException("DRY_RUN is on: nothing would be sent. `translate` shows what would be.")
     segment = SegmentClient(config.segment_write_key, config.segment_host)

@@ -374,6 +374,44 @@ def test_a_command_needs_only_the_keys_that_it_uses(segment, words, key):
     assert done.exit_code == 0, done.stderr
 
 
+UNUSED = {  # a command, and what it makes no use of
+    "translate, a dry run with both keys": (["translate", "-"], {"DRY_RUN": "1"}),
+    "translate, a signing key": (["translate", "-"], {"CUSTOMERIO_SIGNING_KEY": "'k'"}),
+    "translate, where to send": (["translate", "-"], {"SEGMENT_HOST": "..."}),
+    "translate, a port": (["translate", "-"], {"PORT": "http", "LOG_FORMAT": "xml", "WEB_CONCURRENCY": ""}),
+    "replay, a signing key": (["replay", "-"], {"CUSTOMERIO_SIGNING_KEY": "'k'"}),
+    "replay, a port": (["replay", "-"], {"PORT": "http"}),
+}
+
+
+@pytest.mark.parametrize(("words", "settings"), UNUSED.values(), ids=UNUSED.keys())
+def test_a_setting_that_a_command_does_not_use_may_be_wrong(segment, words, settings):
+    done = run(*words, stdin=one_a_line(make_event("a")), **{"SEGMENT_HOST": segment.url} | settings)
+    assert done.exit_code == 0, done.stderr
+
+
+def test_sample_uses_the_signing_key_and_the_port_alone(relay):
+    unused = {"SEGMENT_WRITE_KEY": "...", "SEGMENT_HOST": "...", "DRY_RUN": "maybe", "OMIT_PROPERTIES": "[]"}
+    assert run("sample", PORT=str(relay.port), **unused).stdout[:3] == "200"
+    assert "CUSTOMERIO_SIGNING_KEY has quotes in it" in run("sample", CUSTOMERIO_SIGNING_KEY="'k'").stderr
+    assert "PORT is a whole number" in run("sample", PORT="http").stderr
+
+
+USED = {
+    "translate, a write key": ("translate", {"SEGMENT_WRITE_KEY": "..."}, "SEGMENT_WRITE_KEY is still the placeholder"),
+    "translate, a prefix": ("translate", {"EVENT_PREFIX": "''"}, "EVENT_PREFIX has quotes around its value"),
+    "translate, echo": ("translate", {"ECHO_TO_CUSTOMERIO": "maybe"}, "ECHO_TO_CUSTOMERIO is a flag"),
+    "replay, where to send": ("replay", {"SEGMENT_HOST": "https://..."}, "SEGMENT_HOST is a URL"),
+    "replay, a dry run": ("replay", {"DRY_RUN": "1"}, "DRY_RUN is on: nothing would be sent"),
+}
+
+
+@pytest.mark.parametrize(("command", "settings", "words"), USED.values(), ids=USED.keys())
+def test_a_setting_that_a_command_uses_must_be_right(segment, command, settings, words):
+    done = run(command, "-", stdin=one_a_line(make_event("a")), **{"SEGMENT_HOST": segment.url} | settings)
+    assert (done.exit_code, words in done.stderr, segment.requests) == (1, True, [])
+
+
 @pytest.mark.parametrize("words", NOT_NEEDED.values(), ids=NOT_NEEDED.keys())
 def test_a_command_that_keeps_no_dead_letters_leaves_their_file_alone(segment, tmp_path, words):
     """After `mv`, a `sudo ... replay` would leave a file that the relay's own user can't append to."""
