@@ -136,7 +136,8 @@ def other_route(error: HTTPException) -> ResponseReturnValue:
     if error.code is None or error.code >= 500:  # a handler failed
         return unexpected(error)
     allow = {"Allow": ", ".join(error.valid_methods or ())} if isinstance(error, MethodNotAllowed) else {}
-    return {"status": "rejected", "reason": error.name.lower()}, error.code, allow
+    code = "method" if error.code == 405 else error.name.lower().replace(" ", "_")
+    return *answer(error.code, "rejected", code, reason=error.name.lower()), allow
 
 
 def health() -> ResponseReturnValue:

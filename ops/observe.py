@@ -42,7 +42,9 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
             with suppress(Exception):  # nor may the page
                 if config.dry_run:
                     show(webhook, outcome, response.status_code)
-        if webhook.error or (request.endpoint == "receive" and outcome not in ("delivered", "dry_run")):
+        refused = request.endpoint == "receive" and outcome not in ("delivered", "dry_run")
+        elsewhere = response.status_code in (404, 405)  # perhaps a webhook with a wrong address
+        if webhook.error or refused or elsewhere:
             level = logging.ERROR if webhook.error else logging.WARNING
             letter = outcome == "dead_lettered" and config.dead_letter_file
             kept = f"dead letter kept in {config.dead_letter_file}: " if letter else ""

@@ -152,6 +152,24 @@ def test_a_200_has_no_line(client, lines):
     assert lines() == []
 
 
+ELSEWHERE = {  # a request that no route takes -> the line, and the code of its reason
+    "another path": ("POST", "/webhooks/secret?secret=1", "answered 404: not found", "not_found"),
+    "another page": ("GET", "/secret", "answered 404: not found", "not_found"),
+    "another method": ("GET", "/webhook", "answered 405: method not allowed", "method"),
+    "a webhook to the page": ("POST", "/", "answered 405: method not allowed", "method"),
+}
+
+
+@pytest.mark.usefixtures("clock", "always_fresh")
+@pytest.mark.parametrize(("method", "path", "words", "code"), ELSEWHERE.values(), ids=ELSEWHERE.keys())
+def test_a_webhook_that_goes_elsewhere_has_a_line(client, lines, method, path, words, code):
+    """Nothing else would say that Customer.io has a wrong address."""
+    for _ in range(3):
+        client.request(method, path, BODY, sign(BODY))
+    assert lines() == [("WARNING", words, code, 1)]
+    assert not re.search(r"^relay_webhooks_total\{.*[1-9]$", client.get("/metrics").text, re.MULTILINE)
+
+
 @pytest.mark.usefixtures("clock")
 def test_an_error_of_ours_is_logged_as_one_once_in_ten_seconds(client, lines, monkeypatch):
     def fails(event, **_):
