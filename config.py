@@ -29,7 +29,7 @@ QUOTES = "\"'`“”‘’„«»"
 
 # What DNS and the client take. The client appends /v1/batch, so "https://api.segment.io/v1" would be a wrong
 # address. A user or password would replace the write key in the Authorization header.
-LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
 HOST = re.compile(rf"https?://({LABEL}(\.{LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?/?", re.IGNORECASE | re.ASCII)
 PROPERTY = re.compile(r"[\w$-]+(\.[\w$-]+)*")
 

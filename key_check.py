@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from delivery import Rejected, RetryLater
+from translate import NO_ECHO
 
 IN_A_ROW = 5  # events rejected, and none accepted in between, before the key is in doubt
 PROBE_EVERY = 10  # seconds, while Segment rejects the probe too
@@ -63,4 +64,5 @@ def check_call(prefix: str) -> dict[str, Any]:
         "message_id": f"customerio-check-{uuid4()}",
         "properties": {},
         "context": {},
+        "integrations": dict(NO_ECHO),
     }

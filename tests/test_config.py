@@ -129,7 +129,7 @@ WRONG = {
     "a host with a line break": ({"SEGMENT_HOST": "https://api.\nsegment.io"}, "SEGMENT_HOST is a URL"),
     "a host with an empty query": ({"SEGMENT_HOST": "https://api.segment.io?"}, "SEGMENT_HOST is a URL"),
     "a host with an empty fragment": ({"SEGMENT_HOST": "https://api.segment.io/#"}, "SEGMENT_HOST is a URL"),
-    "a host with a label that is too long": ({"SEGMENT_HOST": f"https://{'a' * 64}.io"}, "SEGMENT_HOST is a URL"),
+    "a host with a dash first": ({"SEGMENT_HOST": "https://-api.segment.io"}, "SEGMENT_HOST is a URL"),
     "a host with a letter that only looks like k": ({"SEGMENT_HOST": "https://\u212a.io"}, "SEGMENT_HOST is a URL"),
     "two hosts": ({"SEGMENT_HOST": "https://a.io,https://b.io"}, "SEGMENT_HOST is a URL"),
     "an IPv6 address that is none": ({"SEGMENT_HOST": "http://[12345::1]"}, "SEGMENT_HOST is a URL"),
@@ -187,7 +187,6 @@ HOSTS = [
     "https://xn--mller-kva.example",
     "http://10.0.0.1:80",
     "http://[2001:db8::1]",
-    f"https://{'a' * 63}.io",
 ]
 
 

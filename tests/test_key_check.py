@@ -8,6 +8,7 @@ from conftest import InProcess, make_event, until
 
 from delivery import RateLimited, Rejected, RetryLater, TransientError
 from key_check import IN_A_ROW, PROBE_EVERY, KeyCheck
+from translate import NO_ECHO
 
 KEY = "Segment refuses every event (400): check SEGMENT_WRITE_KEY"
 REFUSED = Rejected("Segment refuses it (400)", 400)
@@ -180,7 +181,7 @@ def test_the_probe_is_the_event_that_check_sends(segment):
     (probe,) = segment.kept.values()
     assert (probe["event"], probe["anonymousId"]) == ("cio relay_check", "relay_check")
     assert probe["messageId"].startswith("customerio-check-")
-    assert probe["integrations"] == {}
+    assert probe["integrations"] == NO_ECHO
 
 
 def test_without_an_answer_to_the_probe_it_is_to_be_sent_again(client, segment):
