@@ -20,9 +20,10 @@ LOG_FORMATS = ("text", "json")
 KEYS = ("SEGMENT_WRITE_KEY", "CUSTOMERIO_SIGNING_KEY")
 
 # What stands in an example in the place of a value.
+WORDS = "my|the|your|segment|customerio|write|signing|api|paste|enter|insert|add|put|example|goes|here|key"
 PLACEHOLDER = re.compile(
-    r".*(\.{3}|…).*|<.*>|\[.*\]|\{.*\}|\$.*|x{3,}|\*{3,}|your.*|(change|replace)[-_ ]?me|placeholder|todo|none|null|"
-    r"(segment[-_ ]?|customerio[-_ ]?)?(write|signing)[-_ ]?key",
+    r".*(\.{3}|…).*|<.*>|\[.*\]|\{.*\}|\$.*|x{3,}|\*{3,}|your.*|(change|replace)[-_ ]?me|placeholder|todo|"
+    rf"none|null|nil|nan|undefined|(({WORDS})[-_ ]?)+",
     re.IGNORECASE,
 )
 QUOTES = "\"'`“”‘’„«»"
@@ -188,7 +189,7 @@ class _Reader:
 
     def signing_keys(self, name: str) -> tuple[str, ...]:
         keys = self.names(name)
-        wrong = next(filter(None, map(_wrong_key, keys)), None)
+        wrong = next(filter(None, map(_wrong_key, keys)), "has a semicolon in it" if ";" in self.text(name) else None)
         if wrong:
             self.problems.append(
                 f"{name} {wrong}. Copy it again from Customer.io: Reporting Webhooks > your webhook. "

@@ -1,6 +1,7 @@
 """config.py: what the environment may say, and what is said when it may not."""
 
 import pytest
+from conftest import ROOT
 
 from config import Config, ConfigError
 from segment_client import SegmentClient
@@ -230,8 +231,47 @@ NOT_KEYS = {
     "to do": ("TODO", "is still the placeholder of an example"),
     "none": ("null", "is still the placeholder of an example"),
     "its own name": ("write_key", "is still the placeholder of an example"),
+    "my key": ("my_write_key", "is still the placeholder of an example"),
+    "my key, in one word": ("MyKey", "is still the placeholder of an example"),
+    "the key": ("the-signing-key", "is still the placeholder of an example"),
+    "a key in angle brackets": ("<key>", "is still the placeholder of an example"),
+    "paste": ("PASTE_HERE", "is still the placeholder of an example"),
+    "paste a key": ("paste-your-key-here", "is still the placeholder of an example"),
+    "enter": ("ENTER_YOUR_KEY", "is still the placeholder of an example"),
+    "insert": ("insert-key-here", "is still the placeholder of an example"),
+    "add a key": ("add_key_here", "is still the placeholder of an example"),
+    "here": ("key-goes-here", "is still the placeholder of an example"),
+    "an example": ("example", "is still the placeholder of an example"),
+    "an example of a key": ("example-key", "is still the placeholder of an example"),
+    "a key as an example": ("write_key_example", "is still the placeholder of an example"),
+    "undefined": ("undefined", "is still the placeholder of an example"),
+    "not a number": ("NaN", "is still the placeholder of an example"),
+    "nil": ("nil", "is still the placeholder of an example"),
+    "a key's name": ("api_key", "is still the placeholder of an example"),
     "the variable's name": ("CUSTOMERIO_SIGNING_KEY", "is still the placeholder of an example"),
 }
+
+
+NEARLY = ["myx7Qk2v", "examplary", "insertion", "hereafter", "monkey", "nilgiri", "unknown-yet"]
+
+
+@pytest.mark.parametrize("key", NEARLY)
+def test_a_word_that_only_begins_like_a_placeholder_is_a_key(key):
+    assert read(CUSTOMERIO_SIGNING_KEY=key).signing_keys == (key,)
+
+
+def test_the_word_for_a_signing_key_that_nobody_has_yet():
+    """It is needed to deploy, before Customer.io shows the key."""
+    word = "unknown-yet"
+    assert f"`CUSTOMERIO_SIGNING_KEY` to `{word}`" in (ROOT / "README.md").read_text()
+    assert f"enter {word} and" in (ROOT / "app.json").read_text()
+    assert read(CUSTOMERIO_SIGNING_KEY=word).signing_keys == (word,)
+
+
+def test_two_signing_keys_with_a_semicolon_between_them():
+    (problem,) = problems(GOOD | {"CUSTOMERIO_SIGNING_KEY": "abc;def"})
+    assert problem.startswith("CUSTOMERIO_SIGNING_KEY has a semicolon in it")
+    assert problem.endswith("Two keys are separated by a comma.")
 
 
 @pytest.mark.parametrize("name", ["SEGMENT_WRITE_KEY", "CUSTOMERIO_SIGNING_KEY"])
