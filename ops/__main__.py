@@ -139,7 +139,7 @@ def replay(env: dict[str, str], file: TextIO, rate: float, failed: str | None) -
     found, others = find(file.read())
     failures: dict[int, str] = {}  # by the position in `found`
     ready: list[tuple[int, Message]] = []
-    with place_for_rest(failed, file) if failed else nullcontext() as rest:  # before anything is sent
+    with place_for_rest(failed, file) if failed else nullcontext() as keep:  # before anything is sent
         for position, item in enumerate(found):
             try:
                 ready.append((position, message_of(item, to_message)))
@@ -155,8 +155,8 @@ def replay(env: dict[str, str], file: TextIO, rate: float, failed: str | None) -
                 time.sleep(max(0.0, len(batch) / rate - (time.monotonic() - started)))
         for position, reason in sorted(failures.items()):
             click.echo(f"{found[position].place}: {reason}", err=True)
-        if failed and rest:
-            keep_rest((found[position].text for position in sorted(failures)), rest, failed)
+        if keep:
+            keep(found[position].text for position in sorted(failures))
     click.echo(f"{len(found) - len(failures)} sent, {len(failures)} not sent, {others} other lines.")
     if failures or not found:
         sys.exit(nothing_found(found))
@@ -176,31 +176,48 @@ def message_of(item: Found, to_message: Callable[[bytes], Message]) -> Message:
 
 
 @contextmanager
-def place_for_rest(path: str, file: TextIO) -> Iterator[str]:
+def place_for_rest(path: str, file: TextIO) -> Iterator[Callable[[Iterable[str]], None]]:
     """Make a new file beside `path` that only its owner can read: dead letters are personal data.
 
-    `path` itself stays as it is until `keep_rest`, so an interruption loses nothing. Raise if something is in it
-    that is not in `file`, and if there is no place for it.
+    Return the function that fills it, and puts it in the place of `path`. Until then `path` stays as it is, so an
+    interruption loses nothing. Raise if something is in it that is not in `file`, and if there is no place for it.
     """
     try:
-        with suppress(FileNotFoundError):
-            there = os.stat(path)
-            if not stat.S_ISREG(there.st_mode):
-                raise click.ClickException(f"{path} is not a regular file: name another. Nothing was sent.")
-            if there.st_size and not is_file(file, there):
-                raise click.ClickException(
-                    f"{path} is not empty, and would be replaced: replay that one first, or name another. "
-                    "Nothing was sent."
-                )
+        before = status(path)
+        if before and not stat.S_ISREG(before.st_mode):
+            raise click.ClickException(f"{path} is not a regular file: name another. Nothing was sent.")
+        if before and before.st_size and not is_file(file, before):
+            raise click.ClickException(
+                f"{path} is not empty, and would be replaced: replay that one first, or name another. Nothing was sent."
+            )
         number, new = tempfile.mkstemp(prefix="replay-", dir=os.path.dirname(path) or ".")
         os.close(number)
     except OSError as error:
         raise click.ClickException(f"{path} can't be written: {error.strerror}. Nothing was sent.") from None
+
+    def keep(texts: Iterable[str]) -> None:
+        try:
+            with open(new, "w", encoding="utf-8", errors="surrogateescape") as rest:
+                rest.writelines(text + "\n" for text in texts)
+                rest.flush()
+                os.fsync(rest.fileno())
+            if changed(before, status(path)):
+                raise click.ClickException(f"{path} has changed meanwhile, and stays as it is. Replay it again.")
+            os.replace(new, path)
+        except OSError as error:
+            raise click.ClickException(f"{path} can't be written: {error.strerror}. It is as it was.") from None
+
     try:
-        yield new
+        yield keep
     finally:
         with suppress(FileNotFoundError):  # it has replaced `path`
             os.unlink(new)
+
+
+def status(path: str) -> os.stat_result | None:
+    with suppress(FileNotFoundError):
+        return os.stat(path)
+    return None
 
 
 def is_file(file: TextIO, there: os.stat_result) -> bool:
@@ -210,16 +227,10 @@ def is_file(file: TextIO, there: os.stat_result) -> bool:
         return False
 
 
-def keep_rest(texts: Iterable[str], new: str, path: str) -> None:
-    """Write what could not be sent, and put it in the place of `path`."""
-    try:
-        with open(new, "w", encoding="utf-8", errors="surrogateescape") as rest:
-            rest.writelines(text + "\n" for text in texts)
-            rest.flush()
-            os.fsync(rest.fileno())
-        os.replace(new, path)
-    except OSError as error:
-        raise click.ClickException(f"{path} can't be written: {error.strerror}. It is as it was.") from None
+def changed(before: os.stat_result | None, after: os.stat_result | None) -> bool:
+    if not before or not after:
+        return before is not after
+    return not os.path.samestat(before, after) or before.st_size != after.st_size
 
 
 def send(batch: list[tuple[int, Message]], upload: Callable[[list[Message], float], None]) -> dict[int, str]:

@@ -264,6 +264,18 @@ def test_an_interrupted_replay_leaves_its_file_as_it_was(segment, tmp_path, monk
     assert list(tmp_path.iterdir()) == [rest]
 
 
+def test_what_the_relay_appends_during_a_replay_is_not_replaced(segment, tmp_path, monkeypatch):
+    """If somebody has not moved the file away first."""
+    letters = tmp_path / "letters.jsonl"
+    before, later = one_a_line(make_event("a", metric=None), make_event("b")), one_a_line(make_event("c"))
+    letters.write_text(before)
+    monkeypatch.setattr("ops.__main__.time.sleep", lambda _: letters.write_text(before + later))
+    done = run("replay", str(letters), "--failed", str(letters), SEGMENT_HOST=segment.url)
+    assert (done.exit_code, f"{letters} has changed meanwhile" in done.stderr) == (1, True)
+    assert letters.read_text() == before + later
+    assert list(tmp_path.iterdir()) == [letters]
+
+
 NO_PLACE = {  # for what could not be sent
     "a file with something in it": (lambda path: path.write_text("from yesterday"), "replay that one first"),
     "a named pipe": (os.mkfifo, "is not a regular file"),
