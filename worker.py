@@ -60,8 +60,8 @@ class Worker(GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> Any:
         # Where a body is not read to its end, the connection ends after the answer, and the answer
         # says so. gunicorn would read the rest, however much that is.
-        should_close = req.should_close
-        req.should_close = lambda: should_close() or unread(req.body)
+        must_close, body = req.should_close(), req.body  # not req: it would keep itself alive
+        req.should_close = lambda: must_close or unread(body)
         sock.give_turn()
         try:
             try:
