@@ -20,10 +20,10 @@ LOG_FORMATS = ("text", "json")
 KEYS = ("SEGMENT_WRITE_KEY", "CUSTOMERIO_SIGNING_KEY")
 
 # What stands in an example in the place of a value.
-WORDS = "my|the|your|segment|customerio|write|signing|api|paste|enter|insert|add|put|example|goes|here|key"
 PLACEHOLDER = re.compile(
-    r".*(\.{3}|…).*|<.*>|\[.*\]|\{.*\}|\$.*|x{3,}|\*{3,}|your.*|(change|replace)[-_ ]?me|placeholder|todo|"
-    rf"none|null|nil|nan|undefined|(({WORDS})[-_ ]?)+",
+    r".*(\.{3}|…).*|<.*>|\[.*\]|\{.*\}|\$.*|x{3,}|\*{3,}|your.*|(paste|enter|insert)[-_ ].*|(change|replace)[-_ ]?me|"
+    r"placeholder|todo|example|none|null|undefined|my[-_ ]write[-_ ]key|"
+    r"(segment[-_ ]?|customerio[-_ ]?)?(write|signing)[-_ ]?key",
     re.IGNORECASE,
 )
 QUOTES = "\"'`“”‘’„«»"
