@@ -25,6 +25,7 @@ class DeadLetters:
 
     def __init__(self, path: str | None):
         self._path = path
+        self._log = logs.stream()
         self._writers = BoundedSemaphore(WRITERS)
 
     def keep(self, body: bytes, reason: str, deadline: float) -> None:
@@ -43,7 +44,7 @@ class DeadLetters:
                 raise RetryLater(f"the dead letter could not be kept: {error.strerror}", "dead_letter") from None
         else:
             # Bypass the logger: LOG_LEVEL must not hide it.
-            logs.stream().write(letter + "\n")
+            self._log.write(letter + "\n")
 
     def _append(self, content: bytes, deadline: float) -> None:
         """Append in a thread, since a slow disk must not hold up the other webhooks."""
