@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -124,6 +125,15 @@ class NoTimer:
 def no_thread_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log repetitions are off in-process, so that no timer outlives its test."""
     monkeypatch.setattr("logs.Timer", NoTimer)
+
+
+@pytest.fixture(autouse=True)
+def environment_as_before() -> Iterator[None]:
+    """A command puts the settings of --env-file into the environment of its process."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture

@@ -23,12 +23,6 @@ def run(*words, stdin=None, **settings):
     return CliRunner().invoke(main, words, input=stdin, env=env, prog_name="python -m ops")
 
 
-@pytest.fixture(autouse=True)
-def environment_as_before(monkeypatch):
-    """What a command reads from a file of settings, it sets for itself only."""
-    monkeypatch.setattr(os, "environ", os.environ.copy())
-
-
 @pytest.fixture
 def slept(monkeypatch):
     """The seconds that a command would have slept."""
