@@ -136,8 +136,9 @@ def other_route(error: HTTPException) -> ResponseReturnValue:
     if error.code is None or error.code >= 500:  # a handler failed
         return unexpected(error)
     allow = {"Allow": ", ".join(error.valid_methods or ())} if isinstance(error, MethodNotAllowed) else {}
-    code = "method" if error.code == 405 else error.name.lower().replace(" ", "_")
-    return *answer(error.code, "rejected", code, reason=error.name.lower()), allow
+    reason = error.name.lower()
+    code = "method" if error.code == 405 else reason.replace(" ", "_")
+    return *answer(error.code, "rejected", code, reason=reason), allow
 
 
 def health() -> ResponseReturnValue:

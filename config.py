@@ -244,9 +244,7 @@ class _Reader:
         except ValueError:  # a port that is too high, half of an IPv6 address
             sound = False
         if not sound:
-            self.problems.append(
-                f"{name} is a URL without a path: {SEGMENT_HOST} or, in the EU, https://events.eu1.segmentapis.com."
-            )
+            self.problems.append(f"{name} is a URL without a path: {SEGMENT_HOST} or, in the EU, {EU_HOST}.")
         elif url.scheme == "http" and url.hostname not in LOOPBACK:
             self.warnings.append(f"{name} is not https: the write key and every event are sent in clear text.")
         return value.rstrip("/")

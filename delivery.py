@@ -32,6 +32,10 @@ class RetryLater(Exception):
         self.retry_after = max(1, ceil(retry_after))
 
 
+def timed_out() -> RetryLater:
+    return RetryLater("Segment did not answer in time", "timeout")
+
+
 class TransientError(RetryLater):
     """A failure that a second attempt may fix: a 5xx, a 408, a dropped connection."""
 
@@ -109,7 +113,7 @@ class Delivery:
                 self._queue.append(pending)
             self._start_upload()
             if not pending.done.wait(max(0, deadline - monotonic())):
-                raise RetryLater("Segment did not answer in time", "timeout")
+                raise timed_out()
             if pending.error:
                 raise pending.error
         finally:
@@ -181,7 +185,7 @@ class Delivery:
         if (pause := self._pause.remaining()) > 0:
             raise RateLimited(pause)
         if (seconds := deadline - monotonic()) <= 0:  # nobody waits for it any more
-            raise RetryLater("Segment did not answer in time", "timeout")
+            raise timed_out()
         try:
             self._upload(messages, seconds)
         except RateLimited as error:

@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 from uuid import uuid4
 
-from delivery import Rejected, RetryLater
+from delivery import Rejected, RetryLater, timed_out
 from translate import NO_ECHO
 
 IN_A_ROW = 5  # events rejected, and none accepted in between, before the key is in doubt
@@ -37,7 +37,7 @@ class KeyCheck:
         Raise RetryLater if the key is, or if that isn't known by `deadline` (on the monotonic clock).
         """
         if not self._lock.acquire(timeout=max(0, deadline - monotonic())):
-            raise RetryLater("Segment did not answer in time", "timeout")
+            raise timed_out()
         try:
             if self._rejected >= IN_A_ROW:
                 self._probe_key(deadline)

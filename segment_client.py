@@ -27,7 +27,7 @@ from segment.analytics.request import parse_retry_after
 from segment.analytics.version import VERSION
 from urllib3.exceptions import HTTPError
 
-from delivery import Message, RateLimited, Rejected, RetryLater, TransientError
+from delivery import Message, RateLimited, Rejected, RetryLater, TransientError, timed_out
 from translate import Undeliverable
 
 # Segment rejects an event above 32 KB. Its clients disagree on whether that is 32,768 or 32,000
@@ -183,17 +183,21 @@ class SegmentClient:
             pass
         except (OSError, HTTPError):  # requests' errors are OSErrors; some of urllib3's get past it
             self._reconnect()
-            raise TransientError("the connection to Segment failed", "connection") from None
+            raise disconnected() from None
         if not answered:
-            raise RetryLater("Segment did not answer in time", "timeout")
+            raise timed_out()
         if early:  # an answer, but not to all of the upload
-            raise TransientError("the connection to Segment failed", "connection")
+            raise disconnected()
         check(response)
 
     def _reconnect(self) -> None:
         """Close idle connections: they may be as dead as the one that failed."""
         while self._idle:
             self._idle.pop()[0].close()
+
+
+def disconnected() -> TransientError:
+    return TransientError("the connection to Segment failed", "connection")
 
 
 def not_received(response: requests.Response) -> bool:
@@ -220,7 +224,7 @@ def check(response: requests.Response) -> None:
     if not 200 <= status < 300:
         raise RetryLater(f"Segment answered {status}", f"segment_{status}")
     if not response.content:  # http.client accepts a truncated head
-        raise TransientError("the connection to Segment failed", "connection")
+        raise disconnected()
     try:
         answer = json.loads(response.content)
     except ValueError:

@@ -19,14 +19,13 @@ import signature
 from config import Config, ConfigError
 from delivery import Message, RateLimited, Rejected, RetryLater, fitting
 from ops import samples
-from ops.check import check
+from ops.check import TIMEOUT, check
 from ops.envfile import variables
 from ops.found import Found, find
 from segment_client import SegmentClient
 from translate import NotAnObject, Undeliverable, parse, translate
 
 ATTEMPTS = 6  # for each upload of a replay, a second apart and then twice as long each time
-TIMEOUT = 15  # seconds, for an upload that no webhook waits for
 
 # The settings on which a track call depends.
 MAPPING = ("SEGMENT_WRITE_KEY", "EVENT_PREFIX", "OMIT_PROPERTIES", "ECHO_TO_CUSTOMERIO")

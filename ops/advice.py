@@ -39,7 +39,15 @@ DEAD_LETTERS = (
 )
 TOO_LARGE = "Turn Body Content off in Customer.io: until the webhook fits, all later ones wait behind it."
 
-LABELS = {"retried": "Retried", "unauthorized": "Unauthorized", "rejected": "Rejected", "dead_lettered": "Dead letters"}
+# Of the outcomes.
+LABELS = {
+    "delivered": "delivered",
+    "dry_run": "dry run",
+    "dead_lettered": "dead letters",
+    "retried": "retried",
+    "unauthorized": "unauthorized",
+    "rejected": "rejected",
+}
 
 # Besides what ipaddress calls private.
 PRIVATE_NAMES = ("localhost", "local", "internal", "lan", "home", "arpa", "test")
@@ -82,7 +90,7 @@ def wrong_now(health: Health, now: float, letters_in: str) -> list[Trouble]:
 def over(health: Health, now: float) -> list[tuple[str, Tally]]:
     """Return what was wrong in the last day and is not now, in words, the latest first."""
     return [
-        (f"{LABELS[failure.outcome]}: {failure.words}", failure)
+        (f"{LABELS[failure.outcome].capitalize()}: {failure.words}", failure)
         for failure in health.failures
         if not _lasts(failure, health, now) and now - failure.last < 86_400
     ]

@@ -34,15 +34,6 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-LABELS = {
-    "delivered": "delivered",
-    "dry_run": "dry run",
-    "dead_lettered": "dead letters",
-    "retried": "retried",
-    "unauthorized": "unauthorized",
-    "rejected": "rejected",
-}
-
 
 class Bar(NamedTuple):
     """A part of the chart, which is 600 by 80."""
@@ -186,7 +177,7 @@ def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool]
         "settings": [warning for warning in config.warnings if not warning.startswith("DRY_RUN")],
         "outcomes": outcomes,
         "shown": shown,
-        "labels": LABELS,
+        "labels": advice.LABELS,
         "chart": _chart({outcome: health.per_minute[outcome] for outcome in shown}),
         "delay": advice.delay(health),
         "last_delivered": last_delivered,
@@ -250,7 +241,7 @@ def _chart(series: dict[str, list[float]]) -> dict[str, Any]:
                 tops[index] -= height
                 bars.append(Bar(outcome, index * 10, round(tops[index], 1), height))
     words = [
-        f"{LABELS[outcome]}: {int(sum(counts)):,} in all, {int(max(counts)):,} at the most"
+        f"{advice.LABELS[outcome]}: {int(sum(counts)):,} in all, {int(max(counts)):,} at the most"
         for outcome, counts in series.items()
         if any(counts)
     ]

@@ -55,18 +55,24 @@ class Proxy:
     def config(self, **values: object) -> str:
         """Return the file with the addresses and the certificate of this run."""
         text = (ROOT / "docs/proxies" / self.file).read_text()
+        values["request_buffers"] = request_buffers()
         for documented, tried in self.replace.items():
             assert documented in text, f"docs/proxies/{self.file} no longer has {documented!r}"
             text = text.replace(documented, tried.format(**values))
         return text
 
-
-CADDY = shutil.which("caddy")
+    def start(self, program: str, folder: Path, port: int, relay1: int, second: str = "") -> Relay:
+        """Start `program` with that file and wait for nothing; it is a server like any other."""
+        file = folder / self.file
+        file.write_text(self.config(port=port, folder=folder, relay1=relay1, second=second))
+        command = shlex.split(self.command.format(config=file, folder=folder))
+        return Relay({"HOME": str(folder), "PORT": str(port)}, command, wait=False, program=[program])
 
 
 def request_buffers() -> str:
     """Return how the installed Caddy spells this; Debian 12's, 2.6.2, has an older way."""
-    version = subprocess.run([CADDY, "version"], capture_output=True, text=True, check=False).stdout if CADDY else ""
+    caddy = shutil.which("caddy")
+    version = subprocess.run([caddy, "version"], capture_output=True, text=True, check=False).stdout if caddy else ""
     return (
         "buffer_requests\n\t\tmax_buffer_size 9MB" if version.startswith(("2.6.2", "v2.6.2")) else "request_buffers 9MB"
     )
@@ -80,7 +86,7 @@ PROXIES = {
             "relay.example.com {": "{{\n" + CADDY_ON_LOOPBACK + "\n}}\nhttps://127.0.0.1:{port} {{",
             "# tls /etc/ssl/relay.pem /etc/ssl/relay.key": "tls {folder}/cert.pem {folder}/key.pem",
             "127.0.0.1:8080": "127.0.0.1:{relay1}",
-            "request_buffers 9MB": request_buffers(),
+            "request_buffers 9MB": "{request_buffers}",
         },
     ),
     "nginx": Proxy(
@@ -163,14 +169,8 @@ class Soak:
         return Relay(env, [APP, "--bind", f"127.0.0.1:{port}"])
 
     def _start_proxy(self) -> Relay:
-        """Start the proxy with the documented file, as a server like any other."""
-        values = {"port": self.port, "folder": self.folder, "relay1": self.relays[0].port}
         second = f"server relay2 127.0.0.1:{self.relays[1].port}" if len(self.relays) == 2 else ""
-        file = self.folder / self.proxy.file
-        file.write_text(self.proxy.config(**values, second=second))
-        command = shlex.split(self.proxy.command.format(config=file, folder=self.folder))
-        env = {"HOME": str(self.folder), "PORT": str(self.port)}
-        return Relay(env, command, wait=False, program=[self.program])
+        return self.proxy.start(self.program, self.folder, self.port, self.relays[0].port, second)
 
     def _serves(self) -> bool:
         with contextlib.suppress(requests.RequestException):

@@ -1,6 +1,5 @@
 """What the tests share: the relay in-process and under gunicorn, a fake Segment, and signed webhooks."""
 
-import contextlib
 import json
 import os
 import time
@@ -153,8 +152,8 @@ def client(segment: FakeSegment) -> InProcess:
     return InProcess(segment)
 
 
-@contextlib.contextmanager
-def relays() -> Iterator[Callable[..., Relay]]:
+@pytest.fixture
+def start() -> Iterator[Callable[..., Relay]]:
     """Start relays under gunicorn: start(segment, NAME=value, ...)."""
     relays: list[Relay] = []
 
@@ -167,12 +166,6 @@ def relays() -> Iterator[Callable[..., Relay]]:
     yield _start
     for relay in relays:
         relay.kill()
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Relay]]:
-    with relays() as start:
-        yield start
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The configurations of docs/proxies: what they tell the relay. `make soak-proxies` has relays killed behind them."""
 
 import contextlib
-import shlex
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +8,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 from conftest import free_port, until
-from harness import Relay
 from soak_proxies import PATH, PROXIES, certificate
 
 OPENSSL = shutil.which("openssl")
@@ -46,12 +44,9 @@ def proxy(request, behind, tmp_path, monkeypatch):
         pytest.skip(f"no {request.param} or openssl here")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", "")  # certificate() sets it
     certificate(tmp_path, OPENSSL)
-    proxy, port = PROXIES[request.param], free_port()
-    config = tmp_path / proxy.file
-    config.write_text(proxy.config(port=port, folder=tmp_path, relay1=behind.server_port, second=""))
-    command = shlex.split(proxy.command.format(config=config, folder=tmp_path))
+    port = free_port()
     url = f"https://127.0.0.1:{port}/"
-    with Relay({"HOME": str(tmp_path), "PORT": str(port)}, command, wait=False, program=[program]) as process:
+    with PROXIES[request.param].start(program, tmp_path, port, behind.server_port) as process:
 
         def serves():
             assert process.process.poll() is None, process.log
