@@ -62,7 +62,12 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
             if config.signing_keys:
                 timestamp, signature = request.headers.get("X-CIO-Timestamp"), request.headers.get("X-CIO-Signature")
                 verify(webhook.body, timestamp or "", signature or "", config.signing_keys, time())
-            webhook.event = parse(webhook.body)
+            try:
+                webhook.event = parse(webhook.body)
+            except NotAnObject as error:
+                if not config.signing_keys:
+                    raise
+                raise Undeliverable(str(error), error.code) from None  # whatever the key has signed is genuine
             call = translate(webhook.event, received=datetime.now(UTC), **mapping)
             webhook.message = message = segment.to_message(call)
             if config.dry_run:

@@ -49,11 +49,14 @@ def parse(body: bytes) -> dict[str, Any]:
     text = body.decode("utf-8-sig", errors="replace")
     try:
         try:
-            event = json.loads(text)
+            # A raw control character within a text is no reason to refuse an event.
+            event = json.loads(text, strict=False)
         except json.JSONDecodeError as error:
             raise NotAnObject(f"the body is not JSON: {error.msg} at character {error.pos}", "not_json") from None
         except ValueError:  # an integer of more digits than int() takes: as a float it is infinite
-            event = json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < 4_000 else float(digits))
+            event = json.loads(
+                text, strict=False, parse_int=lambda digits: int(digits) if len(digits) < 4_000 else float(digits)
+            )
     except RecursionError:
         if text.lstrip(" \t\r\n").startswith("{"):
             raise Undeliverable("it is nested too deeply", "too_deep") from None

@@ -25,6 +25,8 @@ REASONS: dict[str, dict[str, str]] = {
         "names_nobody": "it names nobody",
         "too_deep": "it is nested too deeply",
         "too_large": "it is too large",
+        "not_json": "it is not JSON",
+        "not_object": "it is not a JSON object",
         "segment_rejects": "Segment refuses it",
         "other": "for another reason",
     },
