@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from dead_letters import log_lines
 from ops.found import find
+
+MISSING = TORN = "a dead letter that is not whole"
 
 EVENT = {"event_id": "1", "metric": "opened", "object_type": "email", "data": {"customer_id": "15"}}
 OTHER = {"event_id": "2", "event_type": "email_clicked", "data": {"customer_id": "16"}}
@@ -79,6 +82,28 @@ FILES = {
         [(1, "a dead letter that is not whole"), (2, OTHER)],
         0,
     ),
+    "the next letter on the same line": (
+        f"{text(letter(INNER))[:-60]}{text(letter(OTHER))}\n{text(EVENT)}",
+        [(1, "a dead letter that is not whole"), (1, OTHER), (2, EVENT)],
+        0,
+    ),
+    "the same behind prefixes": (
+        f"web.1: {text(letter(EVENT))[:-30]}web.2: {text(letter(OTHER))}",
+        [(1, "a dead letter that is not whole"), (1, OTHER)],
+        0,
+    ),
+    "what looks like a letter within one that is not whole": (
+        text(letter(EVENT | {"data": {"variables": letter(OTHER), "more": 1}}))[:-30],
+        [(1, "a dead letter that is not whole")],
+        0,
+    ),
+    "a raw control character": ('{"metric": "a\tb"}', [(1, {"metric": "a\tb"})], 0),
+    "a line of Docker's json-file": (
+        text({"log": text(letter(EVENT)) + "\n", "stream": "stderr", "time": "2026-11-23T00:00:00Z"}),
+        [(1, EVENT)],
+        0,
+    ),
+    "another log's text is not looked into": (text({"message": text(letter(EVENT))}), [], 1),
     "a broken webhook": ("{broken}\n" + text(OTHER), [(1, "the body is not JSON"), (2, OTHER)], 0),
 }
 
@@ -86,7 +111,8 @@ FILES = {
 @pytest.mark.parametrize(("file", "expected", "others"), FILES.values(), ids=FILES.keys())
 def test_find(file, expected, others):
     found, other_lines = find(file)
-    assert [(item.line, item.problem.partition(":")[0] or json.loads(item.body)) for item in found] == expected
+    events = [item.problem.partition(":")[0] or json.loads(item.body, strict=False) for item in found]
+    assert list(zip((item.line for item in found), events, strict=True)) == expected
     assert other_lines == others
 
 
@@ -134,6 +160,68 @@ def test_an_item_of_an_array_can_be_found_again_by_itself():
     found, _ = find(pretty([letter(EVENT), OTHER]))
     again, _ = find("".join(item.text + "\n" for item in found))
     assert [item.body for item in again] == [item.body for item in found]
+
+
+# Parts. ------------------------------------------------------------------------------------------
+
+LONG = EVENT | {"data": {"customer_id": "15", "subject": 'x"\\{' * 1_200}}
+LOOKALIKE = {"letter": "0" * 32, "part": 1, "of": 1, "text": text(letter(OTHER))}
+LONGER = OTHER | {"data": {"customer_id": "16", "variables": LOOKALIKE, "subject": text(LOOKALIKE) + "y" * 5_000}}
+
+
+def parts(event, **more):
+    return [line.decode().rstrip("\n") for line in log_lines(text(letter(event, **more)))]
+
+
+A, B = parts(LONG), parts(LONGER)
+LATER = parts(LONG, at="2026-11-24T00:00:00+00:00")
+SEVERAL = {  # lines -> events, or what is wrong with them
+    "one after the other": ([*A, *B], [LONG, LONGER]),
+    "of two workers": ([part for pair in zip(A, B, strict=False) for part in pair] + A[len(B) :], [LONG, LONGER]),
+    "out of order": (A[::-1], [LONG]),
+    "twice": ([*A, *A], [LONG]),
+    "behind prefixes": (
+        [f"2026-11-25T00:00:00+00:00 app[web.{number}]: {part}" for number, part in enumerate(A)],
+        [LONG],
+    ),
+    "with a log's lines between them": ([line for part in A for line in (part, "[INFO] Booting", JSON_LOG)], [LONG]),
+    "with letters between them": ([A[0], text(letter(EVENT)), *A[1:]], [LONG, EVENT]),
+    "with Windows' line ends": ([f"{part}\r" for part in A], [LONG]),
+    "without spaces": ([text(json.loads(part), separators=(",", ":")) for part in B], [LONGER]),
+    "in Docker's json-file": ([text({"log": part + "\n", "stream": "stderr", "time": ""}) for part in A], [LONG]),
+    "one is missing": (A[1:], [MISSING]),
+    "one is torn": ([A[0][:500], *A[1:]], [MISSING]),
+    "one is torn, and the next letter stands behind it": ([*A[1:], A[0][:500] + text(letter(EVENT))], [MISSING, EVENT]),
+    "one is torn, and its next part stands behind it": ([A[0], A[1][:500] + A[1], *A[2:]], [LONG]),
+    "a torn letter, and a part behind it": ([text(letter(EVENT))[:-30] + A[0], *A[1:]], [TORN, LONG]),
+    "one attempt left out what the next one has": ([*A[:-1], *LATER], [LONG]),
+    "only a part's beginning": ([A[0][:100]], [MISSING]),
+    "parts of which there are none": ([A[0].replace('"part": 1,', '"part": 0,'), *A[1:]], [MISSING]),
+    "parts that are no letter": ([text(LOOKALIKE | {"text": "{}"})], [MISSING]),
+}
+
+
+@pytest.mark.parametrize(("lines", "expected"), SEVERAL.values(), ids=SEVERAL.keys())
+def test_parts_are_put_together(lines, expected):
+    found, _ = find("\n".join(lines) + "\n")
+    assert [item.problem.partition(":")[0] or json.loads(item.body) for item in found] == expected
+
+
+def test_what_is_left_of_a_letter_in_parts_is_kept_and_found_again():
+    (item,), _ = find("\n".join(["app: " + part for part in A[1:]]))
+    assert (item.line, item.problem) == (1, f"{MISSING}: 1 of its {len(A)} parts are missing")
+    (whole,), _ = find(f"{item.text}\n{A[0]}\n")
+    assert json.loads(whole.body) == LONG
+
+
+def test_any_cut_in_a_log_takes_no_other_letter_with_it():
+    log = "\n".join([*A, text(letter(EVENT)), *B])
+    for cut in range(0, len(log), 41):
+        for end in ("", "\n"):
+            found, _ = find(log[:cut] + end + text(letter(OTHER)) + "\n")
+            bodies = [json.loads(item.body) for item in found if not item.problem]
+            assert bodies.count(OTHER) == 1, cut
+            assert all(body in (LONG, EVENT, OTHER, LONGER) for body in bodies)
 
 
 ON_ONE_LINE = {
