@@ -1,23 +1,28 @@
-"""Keep events that Segment can never take: one JSON line each, on the log or in a file."""
+"""Keep events that Segment can never take: JSON lines, on the log or in a file."""
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
+import time
+from collections import deque
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from threading import BoundedSemaphore
 from time import monotonic
 from typing import Any
 
-import gevent
+from gevent.monkey import get_original
 
 import logs
 from delivery import RetryLater
 from ops.preflight import open_private
-from translate import Undeliverable, parse
+from translate import NotAnObject, Undeliverable, parse
 
-# gevent has ten threads, which look up names too: a hung disk must not hold them all.
-WRITERS = 4
+WRITERS = 4  # threads of a worker that write to the file at one time; a hung disk holds no more
+
+# Characters of a letter in one of its parts. As JSON they take at most twice as many bytes.
+PART = 1_900
 
 
 class DeadLetters:
@@ -26,7 +31,8 @@ class DeadLetters:
     def __init__(self, path: str | None):
         self._path = path
         self._log = logs.stream()
-        self._writers = BoundedSemaphore(WRITERS)
+        # Not a semaphore, whose lock belongs to gevent or to real threads: both need this one.
+        self._free_writers = deque(range(WRITERS))
 
     def keep(self, body: bytes, reason: str, deadline: float) -> None:
         """Return once the event in `body` is kept.
@@ -35,29 +41,57 @@ class DeadLetters:
         """
         try:
             letter = line(parse(body), reason)
-        except (Undeliverable, RecursionError):  # nested too deeply to be read, or to be written
-            letter = line(body.decode(errors="replace"), reason)
-        if self._path:
-            try:
-                self._append(letter.encode() + b"\n", deadline)
-            except OSError as error:
-                raise RetryLater(f"the dead letter could not be kept: {error.strerror}", "dead_letter") from None
-        else:
-            # Bypass the logger: LOG_LEVEL must not hide it.
-            self._log.write(letter + "\n")
+        except (NotAnObject, Undeliverable, RecursionError):  # or nested too deeply to be written
+            letter = line(body.decode(errors="surrogateescape"), reason)
+        try:
+            if self._path:
+                self._append(self._path, letter.encode() + b"\n", deadline)
+            else:
+                # Bypass the logger: LOG_LEVEL must not hide it.
+                self._log.keep(log_lines(letter), deadline)
+        except OSError as error:
+            raise RetryLater(f"the dead letter could not be kept: {error.strerror}", "dead_letter") from None
 
-    def _append(self, content: bytes, deadline: float) -> None:
-        """Append in a thread, since a slow disk must not hold up the other webhooks."""
-        with gevent.Timeout(max(0, deadline - monotonic()), RetryLater("the disk is too slow", "dead_letter")):
-            self._writers.acquire()
+    def _append(self, path: str, content: bytes, deadline: float) -> None:
+        """Append in a real thread, since a slow disk must not hold up the other webhooks.
+
+        Thread and request look at each other's deque: gevent's locks can't be released from another
+        thread, and those of real threads would stop all of gevent.
+        """
+        ended: deque[BaseException | None] = deque()
+
+        def write() -> None:
+            error: BaseException | None = None
             try:
-                write = gevent.get_hub().threadpool.spawn(failure_of_append, self._path, content, deadline)
-            except BaseException:
-                self._writers.release()
-                raise
-            write.rawlink(lambda _: self._writers.release())  # when it really ends, however long it hangs
-            if error := write.get():
+                append(path, content, deadline)
+            except BaseException as failure:  # noqa: BLE001 - the request raises it
+                error = failure
+            ended.append(error)
+            self._free_writers.append(0)  # when it really ends, however long it hangs
+
+        first(self._free_writers, deadline)
+        try:
+            get_original("_thread", "start_new_thread")(write, ())
+        except BaseException:
+            self._free_writers.append(0)
+            raise
+        error = first(ended, deadline)
+        try:
+            if error:
                 raise error
+        finally:
+            del error  # or it and its traceback would keep each other, and the letter, alive
+
+
+def first(items: deque[Any], deadline: float) -> Any:
+    """Take the first item as soon as there is one. Raise RetryLater if there is none by `deadline`."""
+    while True:
+        try:
+            return items.popleft()
+        except IndexError:
+            if monotonic() >= deadline:
+                raise RetryLater("the disk is too slow", "dead_letter") from None
+        time.sleep(logs.TICK)
 
 
 def line(event: Any, reason: str) -> str:
@@ -65,27 +99,36 @@ def line(event: Any, reason: str) -> str:
     return json.dumps({"event": event, "reason": reason, "at": datetime.now(UTC).isoformat(timespec="milliseconds")})
 
 
-def failure_of_append(path: str, content: bytes, deadline: float) -> OSError | None:
-    """Return the failure, for gevent logs the whole traceback of what its threads raise."""
-    try:
-        append(path, content, deadline)
-    except OSError as error:
-        return error
-    return None
+def log_lines(letter: str) -> Iterator[bytes]:
+    """Return the lines for a letter on the log: its own, or numbered parts, which ops/found.py puts together.
+
+    The same event with the same reason has the same parts but for the time, and so the same id: where
+    one attempt left a part out, the next one has it.
+    """
+    if len(letter) < logs.LINE - 1:
+        yield letter.encode() + b"\n"
+        return
+    identity = hashlib.sha256(letter.rpartition('"at": ')[0].encode()).hexdigest()[:32]
+    of = -(-len(letter) // PART)
+    for part in range(of):
+        text = letter[part * PART : (part + 1) * PART]
+        yield json.dumps({"letter": identity, "part": part + 1, "of": of, "text": text}).encode() + b"\n"
 
 
 def append(path: str, content: bytes, deadline: float) -> None:
-    """Append `content` and flush it to disk, or leave the file as it was and raise OSError.
+    """Append `content` as a line of its own and flush it to disk, or leave the file as it was and raise OSError.
 
-    After `deadline` nobody waits for it, and the event will come again: do nothing.
+    After `deadline` nobody waits for it, and the event will come again: write nothing, and raise too.
     """
-    if monotonic() > deadline:
-        return
     # Opened anew each time, so that the file may be moved away at any moment.
     file = open_private(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)  # other workers append too
+        if monotonic() >= deadline:
+            raise TimeoutError(errno.ETIMEDOUT, "the disk is too slow")
         size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":  # a worker was killed while it wrote
+            content = b"\n" + content
         try:
             if os.write(file, content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

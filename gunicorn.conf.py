@@ -24,6 +24,7 @@ def _read_config() -> Config:
 
 
 _config = _read_config()
+logs.stream().stay()
 _shared = shared.of_service()  # before the workers are forked
 
 
@@ -41,8 +42,9 @@ def on_starting(server: Any) -> None:
             raise ConfigError([problem])
     except ConfigError as error:
         if _config.log_format == "text":
-            sys.exit(str(error))
-        server.log.critical(str(error))
+            logs.stream().write(f"{error}\n")
+        else:
+            server.log.critical(str(error))
         sys.exit(1)
     for warning in _config.warnings:
         server.log.warning(warning)
@@ -51,6 +53,10 @@ def on_starting(server: Any) -> None:
 def _port_problem(server: Any) -> str | None:
     inherited = {"LISTEN_FDS", "GUNICORN_FD"} & set(os.environ)  # from systemd, or the gunicorn before this one
     return None if inherited or server.cfg.reuse_port else preflight.port_problem(server.cfg.address)
+
+
+def pre_exec(server: Any) -> None:
+    logs.stream().restore()
 
 
 def pre_fork(server: Any, worker: Any) -> None:

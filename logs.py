@@ -1,16 +1,30 @@
 """The log that all workers share: whole lines, text or JSON, and no line over and over again."""
 
+import errno
 import fcntl
 import json
 import logging
 import os
+import select
+import socket
+import stat
 import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from threading import Timer
+from time import monotonic
+
+from gevent.monkey import get_original
 
 STDERR = 2
+LINE = 4096  # bytes, the line break included: PIPE_BUF of Linux. Container runtimes cut lines from 8 KB on.
+TICK = 0.005  # seconds between two looks, where waiting takes more than one
 REPEAT_AFTER = 10  # seconds
+KINDS = 10  # of words, for one reason
 
 # As gunicorn's own lines look.
 TEXT = logging.Formatter("%(asctime)s [%(process)d] [%(levelname)s] %(message)s", "[%Y-%m-%d %H:%M:%S %z]")
@@ -27,30 +41,130 @@ class Json(logging.Formatter):
             "message": message,
         }
         more = {name: getattr(record, name) for name in ("reason", "count") if hasattr(record, name)}
-        return json.dumps(line | more)
+        kept = len(message)
+        while len(text := json.dumps(line | more)) > LINE - 2:  # a traceback: where it begins, and where it ends
+            kept //= 2
+            line["message"] = message[: kept // 2] + " [...] " + message[-(kept // 2) - 1 :]
+        return text
 
 
 class Stream:
-    """Standard error, for one line at a time.
+    """Standard error, for one line at a time, and without ever waiting until somebody reads it.
 
-    A pipe takes 4,096 bytes at once. Longer lines of several workers would get mixed up, so each
-    line holds a lock, which the kernel releases if the worker is killed.
+    A line has at most LINE bytes, which a pipe takes whole or not at all. So the lines of several
+    workers don't get mixed up, and no lock is needed. Lines that find no room are dropped and counted.
     """
 
     def __init__(self) -> None:
-        self._lock = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process; it has no name
+        self.formatter: logging.Formatter = TEXT
+        self._fd = STDERR
+        self._write = never_waiting(STDERR)
+        self._cut = False  # whether the last line is
+        self._dropped = 0  # lines
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
+        self._dropped = 0  # the parent's: it says so itself
+
+    def stay(self) -> None:
+        """Keep what is standard error now: `gunicorn -D` redirects it to /dev/null."""
+        if self._fd == STDERR:
+            self._fd = os.dup(STDERR)
+            self._write = never_waiting(self._fd)
+
+    def restore(self) -> None:
+        """Make it the standard error of the program that is about to replace this one."""
+        if self._fd != STDERR:
+            os.dup2(self._fd, STDERR)
 
     def write(self, text: str) -> None:
-        data = text.encode(errors="backslashreplace")
-        fcntl.lockf(self._lock, fcntl.LOCK_EX)
-        try:
-            while data:
-                data = data[os.write(STDERR, data) :]
-        finally:
-            fcntl.lockf(self._lock, fcntl.LOCK_UN)
+        """Write a log record, or drop it."""
+        self.flush()
+        for piece in pieces_of(text.encode(errors="backslashreplace")):
+            if self._dropped or not self._offer(piece):
+                self._dropped += 1
 
     def flush(self) -> None:
-        """Nothing is buffered."""
+        """Say how many lines were dropped, if there is room now. Nothing is buffered."""
+        if self._dropped:
+            words = f"{self._dropped} log lines were dropped: nobody read the log"
+            record = logging.makeLogRecord({"levelno": logging.WARNING, "levelname": "WARNING", "msg": words})
+            if self._offer(self.formatter.format(record).encode() + b"\n"):
+                self._dropped = 0
+
+    def keep(self, lines: Iterable[bytes], deadline: float) -> None:
+        """Write all these lines, waiting for room. Raise OSError if there is none by `deadline` (monotonic)."""
+        for line in lines:
+            while True:
+                try:
+                    self._put(line)
+                    break
+                except BlockingIOError:
+                    if monotonic() >= deadline:
+                        raise TimeoutError(errno.ETIMEDOUT, "nobody reads the log") from None
+                time.sleep(TICK)
+
+    def _offer(self, line: bytes) -> bool:
+        try:
+            self._put(line)
+        except OSError:  # no room; its reader is gone; a full disk
+            return False
+        return True
+
+    def _put(self, line: bytes) -> None:
+        """Write a line. Raise BlockingIOError if it doesn't get in whole; then the next begins a line of its own."""
+        data = b"\n" + line if self._cut else line
+        written = self._write(data)
+        self._cut = written < len(data)
+        if self._cut:
+            raise BlockingIOError
+
+
+def never_waiting(fd: int) -> Callable[[bytes], int]:
+    """Return a function that writes to `fd` as `os.write` does, but raises BlockingIOError instead of waiting.
+
+    O_NONBLOCK would affect everybody who shares the descriptor. So a pipe or a terminal is opened anew.
+    """
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISSOCK(mode):  # systemd's journal
+        return partial(send, fd)
+    if not stat.S_ISFIFO(mode) and not os.isatty(fd):
+        return partial(os.write, fd)
+    with suppress(OSError):  # no /proc, or a pipe of another user's
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        return partial(os.write, os.open(f"/proc/self/fd/{fd}", flags))
+    with tempfile.TemporaryFile() as file:
+        return partial(write_if_room, fd, os.dup(file.fileno()))
+
+
+def send(fd: int, data: bytes) -> int:
+    sock = get_original("socket", "socket")(fileno=fd)  # gevent's would make it non-blocking for everybody
+    try:
+        return int(sock.send(data, socket.MSG_DONTWAIT))
+    finally:
+        sock.detach()
+
+
+def write_if_room(fd: int, lock: int, data: bytes) -> int:
+    """Write to a pipe of another user's. The lock keeps other workers from taking the room between poll and write."""
+    fcntl.lockf(lock, fcntl.LOCK_EX)  # nobody waits while they hold it
+    try:
+        poll = get_original("select", "poll")()
+        poll.register(fd, select.POLLOUT)
+        if not poll.poll(0):
+            raise BlockingIOError
+        return os.write(fd, data)
+    finally:
+        fcntl.lockf(lock, fcntl.LOCK_UN)
+
+
+def pieces_of(record: bytes) -> Iterator[bytes]:
+    """Return a log record, or its lines where it has more than LINE bytes; what is longer even so is cut off."""
+    if len(record) < LINE:
+        yield record
+        return
+    for line in record.splitlines():
+        yield line[: LINE - 2] + b"\n"
 
 
 @cache
@@ -61,7 +175,7 @@ def stream() -> Stream:
 
 def set_up(level: str, form: str) -> None:
     """Send our lines and gunicorn's to the stream, in the same form: "text" or "json"."""
-    formatter = Json() if form == "json" else TEXT
+    formatter = stream().formatter = Json() if form == "json" else TEXT
     if not logging.root.handlers:
         logging.basicConfig(level=level.upper(), handlers=[logging.StreamHandler(stream())])
     for handler in logging.root.handlers + logging.getLogger("gunicorn.error").handlers:
@@ -74,28 +188,35 @@ def set_up(level: str, form: str) -> None:
 
 
 class Repeats:
-    """Logs a reason at once, and then at most every REPEAT_AFTER seconds, with the number of times."""
+    """Logs a reason at once, and then at most every REPEAT_AFTER seconds, with the number of times.
+
+    A reason may have several words, like "Segment refuses it (400)" and "(413)": each has its own line and number.
+    """
 
     def __init__(self, log: logging.Logger):
         self._log = log
-        self._times: dict[tuple[str, str], int] = {}  # since its last line, for each reason that had one lately
+        # How often each of its words came since the last line, for each reason that had one lately.
+        self._counted: dict[tuple[str, str], Counter[tuple[int, str]]] = {}
 
     def __call__(self, level: int, message: str, outcome: str, code: str) -> None:
         """Log `message` for a reason: what became of the webhook, and why, both short codes."""
         reason = outcome, code
-        if reason in self._times:
-            self._times[reason] += 1
-        else:
-            self._write(level, message, reason, 1)
+        if reason not in self._counted:
+            self._write(reason, Counter([(level, message)]))
+            return
+        counted = self._counted[reason]
+        known = (level, message) in counted or len(counted) < KINDS
+        counted[level, message if known else f"{outcome}, in other words"] += 1
 
-    def _write(self, level: int, message: str, reason: tuple[str, str], times: int) -> None:
-        self._times[reason] = 0
-        again = f" ({times} times in {REPEAT_AFTER} s)" if times > 1 else ""
-        self._log.log(level, message + again, extra={"reason": reason[1], "count": times})
-        timer = Timer(REPEAT_AFTER, self._repeat, (level, message, reason))
+    def _write(self, reason: tuple[str, str], counted: Counter[tuple[int, str]]) -> None:
+        self._counted[reason] = Counter()
+        for (level, message), times in counted.items():
+            again = f" ({times} times in {REPEAT_AFTER} s)" if times > 1 else ""
+            self._log.log(level, message + again, extra={"reason": reason[1], "count": times})
+        timer = Timer(REPEAT_AFTER, self._repeat, (reason,))
         timer.daemon = True
         timer.start()
 
-    def _repeat(self, level: int, message: str, reason: tuple[str, str]) -> None:
-        if times := self._times.pop(reason):
-            self._write(level, message, reason, times)
+    def _repeat(self, reason: tuple[str, str]) -> None:
+        if counted := self._counted.pop(reason):
+            self._write(reason, counted)

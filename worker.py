@@ -12,7 +12,7 @@ from gunicorn.util import write_nonblock
 from gunicorn.workers.ggevent import GeventWorker
 
 from connection import Connection
-from logs import Repeats
+from logs import Repeats, stream
 
 # How long a stopping worker keeps idle connections. A webhook may be on its way on one of them,
 # and a reset would cost an hour; it is answered, with "Connection: close".
@@ -36,6 +36,10 @@ class Worker(GeventWorker):
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         super().init_process()
+
+    def notify(self) -> None:
+        super().notify()
+        stream().flush()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         greenlet = gevent.getcurrent()

@@ -127,8 +127,9 @@ def replay(env: dict[str, str], file: TextIO, rate: float, failed: str | None) -
     """Send what is in FILE (- is standard input) to Segment again.
 
     FILE has dead letters or webhooks: one a line, pretty-printed, or in a JSON array; a log with
-    other lines between them is fine. The parts of a long dead letter are put together. Safe to repeat: Segment knows the events by the same
-    messageIds. Segment's own limit is 1,000 events a second.
+    other lines between them is fine. The parts of a long dead letter are put together. Safe to
+    repeat: Segment knows the events by the same messageIds. Segment's own limit is 1,000 events a
+    second.
     """
     config = settings(env, (*MAPPING, "SEGMENT_HOST", "DRY_RUN"), "SEGMENT_WRITE_KEY")
     if config.dry_run:

@@ -14,6 +14,8 @@ CONNECTIONS = 2000  # a worker
 FEWEST_CONNECTIONS = 100
 OTHER_FILES = 124  # uploads, dead letters, and a worker's own
 
+NOT_REGULAR = "it is not a regular file"
+
 
 def connections() -> int:
     """Return how many connections a worker can hold. Raises the usual limit, 1,024 open files, where that's allowed."""
@@ -38,16 +40,10 @@ def open_files_problem() -> str | None:
 def file_problem(path: str, create: bool = True) -> str | None:
     """Return why dead letters can't be appended to `path`, or None. Creates the file if it is missing and `create`."""
     try:
-        try:
-            mode = os.stat(path).st_mode  # before opening: a named pipe would wait until somebody reads
-        except FileNotFoundError:
-            if not create:
-                folder = os.path.dirname(path) or "."
-                os.stat(folder)
-                return None if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
-        else:
-            if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                return "it is not a regular file"
+        if not create and not os.path.lexists(path):
+            folder = os.path.dirname(path) or "."
+            os.stat(folder)
+            return None if os.access(folder, os.W_OK | os.X_OK) else os.strerror(errno.EACCES)
         os.close(open_private(path))
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or "not a path"
@@ -55,8 +51,20 @@ def file_problem(path: str, create: bool = True) -> str | None:
 
 
 def open_private(path: str) -> int:
-    """Open a file to append to, readable by its owner only: dead letters are personal data."""
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Open a regular file to append to, readable by its owner only: dead letters are personal data.
+
+    Raise OSError if it is something else. O_NONBLOCK: a named pipe would wait until somebody reads.
+    """
+    try:
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # a socket
+            raise
+        raise OSError(error.errno, NOT_REGULAR) from None
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, NOT_REGULAR)
+    return file
 
 
 def port_problem(addresses: Iterable[object]) -> str | None:

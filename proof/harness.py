@@ -78,11 +78,13 @@ class Relay:
     ) -> None:
         self.port = listener.getsockname()[1] if listener else int(env.get("PORT") or free_port())
         self.url = f"http://127.0.0.1:{self.port}"
-        self._env = {"PATH": os.environ["PATH"], "PORT": str(self.port), "PYTHONUNBUFFERED": "1"} | env
+        self.env = {"PATH": os.environ["PATH"], "PORT": str(self.port), "PYTHONUNBUFFERED": "1"} | env
         self._command = [*program, *command]
         self._folder = folder
         self._listener = listener
         self._output: list[str] = []
+        self.reading = threading.Event()  # its log; until it is cleared
+        self.reading.set()
         self.start(wait)
 
     def __enter__(self) -> Self:
@@ -93,7 +95,7 @@ class Relay:
 
     def start(self, wait: bool = True) -> None:
         """Start the process, or start it again, and wait until it serves."""
-        command, fds, env = self._command, [], self._env
+        command, fds, env = self._command, [], self.env
         if self._listener:
             # systemd's protocol: the socket is descriptor 3, and LISTEN_PID the process it is for.
             fd = self._listener.fileno()
@@ -116,6 +118,7 @@ class Relay:
         with self.process.stdout:
             for line in self.process.stdout:
                 self._output.append(line.decode(errors="replace"))
+                self.reading.wait()
 
     def _serves(self) -> bool:
         assert self.process.poll() is None, self.log
@@ -160,7 +163,8 @@ class Relay:
         return time.monotonic() - started
 
     def kill(self) -> None:
-        """Kill it and its workers."""
+        """Kill it and its workers, and read its log to the end."""
+        self.reading.set()
         for pid in [self.process.pid, *self.workers()] if self.process.poll() is None else []:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

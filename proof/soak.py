@@ -1,13 +1,16 @@
 """Nothing lost: a real relay between a fake Customer.io and a failing Segment (`make soak`).
 
 Many webhooks send at once, as fast as they are answered. Meanwhile strangers pester the relay, Segment
-goes through all its faults, workers are killed, and the relay is reloaded and restarted. Then the faults end, the
-webhooks send what is left, and everything is counted. Exits 1 if any promise was broken.
+goes through all its faults, workers are killed, and the relay is reloaded and restarted. Events that are
+undeliverable come in bursts; their dead letters go to a file in the first half, and then to the log, which nobody
+reads now and then. Then the faults end, the webhooks send what is left, and everything is counted. Exits 1 if any
+promise was broken.
 
     python proof/soak.py [SECONDS] [SEED]
 """
 
 import contextlib
+import json
 import math
 import os
 import random
@@ -15,10 +18,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fake_customerio import BROKEN, COST_AN_HOUR, TIMED_OUT, TIMEOUT, Webhook, accepted
@@ -27,6 +32,7 @@ from harness import KEYS, ROOT, SIGNING_KEY, WRITE_KEY, Relay, megabytes, until
 
 sys.path.insert(0, str(ROOT))
 from delivery import MAX_UPLOADS
+from ops.found import find
 from translate import namespace
 
 WEBHOOKS = 48
@@ -57,17 +63,21 @@ class Soak:
         self.kills: list[float] = []  # when, on the monotonic clock
         self.reloaded = -math.inf  # when, on the monotonic clock
         self.restarts: list[tuple[float, float]] = []  # from when to when
+        self.burst = False  # of events that are undeliverable
         self._finished = threading.Event()
 
     def run(self) -> bool:
         listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-        with listener, FakeSegment(latency=0.02) as self.segment:
+        with listener, FakeSegment(latency=0.02) as self.segment, tempfile.TemporaryDirectory() as folder:
+            self.letters = Path(folder) / "letters.jsonl"
             self.segment.poison = {POISON}
             # At error level, or the log of a long soak would fill the memory.
             env = KEYS | {"SEGMENT_HOST": self.segment.url, "WEB_CONCURRENCY": "2", "LOG_LEVEL": "error"}
+            env["DEAD_LETTER_FILE"] = str(self.letters)
             with Relay(env, listener=listener) as self.relay, self._strangers():
-                self._run()
+                webhooks = self._run()
                 self.relay.stop()
+                self._count(webhooks)
                 return not self.violations
 
     @contextlib.contextmanager
@@ -80,7 +90,7 @@ class Soak:
             finally:
                 self.strangers.kill()
 
-    def _run(self) -> None:
+    def _run(self) -> list[Webhook]:
         url = self.relay.url + "/webhook"
         webhooks = [Webhook(url, SIGNING_KEY, self._events(number), SPEED) for number in range(WEBHOOKS)]
         for webhook in webhooks:
@@ -98,18 +108,19 @@ class Soak:
         if not finished:
             self.violations.append("Customer.io still has events to send, a minute after all faults ended")
         self._check_leaks()
-        self._count(webhooks)
+        return webhooks
 
     def _events(self, number: int) -> Iterator[dict[str, Any]]:
-        """Yield a webhook's events until time is up; Segment refuses one in two hundred."""
+        """Yield a webhook's events until time is up; Segment refuses one in two hundred, and a burst's have no name."""
         choice = random.Random(number)  # noqa: S311
         position = 0
         while not self._finished.is_set():
             position += 1
+            metric = "poisoned" if choice.random() < 0.005 else "opened"
             yield {
                 "event_id": f"{number}-{position}",
                 "object_type": "email",
-                "metric": "poisoned" if choice.random() < 0.005 else "opened",
+                "metric": None if self.burst else metric,
                 "timestamp": 1585250199,
                 "data": {"customer_id": f"{number}", "subject": "x" * choice.choice([10, 100, 1000, 20_000])},
             }
@@ -120,11 +131,12 @@ class Soak:
         self.acknowledged[identity] = status
         if status == 200 and NAMESPACE + identity not in self.segment.kept:
             self.violations.append(f"200 for {identity} before Segment had it")
-        if (status == 202) != (event["metric"] == "poisoned"):
+        if (status == 202) != (event["metric"] != "opened"):
             self.violations.append(f"{status} for {identity}, whose metric is {event['metric']}")
 
     def _break_things(self) -> None:
-        end = time.monotonic() + self.seconds
+        half = time.monotonic() + self.seconds / 2
+        end = half + self.seconds / 2
         faults = list(FAULTS)
         self.random.shuffle(faults)
         time.sleep(1)
@@ -132,11 +144,18 @@ class Soak:
             if not faults:
                 faults = list(FAULTS)
                 self.random.shuffle(faults)
+            if self.letters_in_file and time.monotonic() > half:
+                self._restart(DEAD_LETTER_FILE="")
+            self.burst = self.random.random() < 0.3
+            if not self.letters_in_file and self.random.random() < 0.3:
+                self.relay.reading.clear()
+                self.done["pauses in reading the log"] += 1
             fault = faults.pop()
             self.faults[fault or "none"] += 1
             self.segment.set_fault(fault, share=self.random.choice([0.3, 1.0]))
             time.sleep(self.random.uniform(0.2, 0.8))
             self.segment.set_fault(None)
+            self.burst = False
             time.sleep(self.random.uniform(0.1, 0.4))
             what = self.random.choices(["nothing", "kill", "reload", "restart"], [6, 4, 1, 1])[0]
             if what == "kill" and (workers := self.relay.workers()):
@@ -149,14 +168,24 @@ class Soak:
                 self.reloaded = time.monotonic()
                 self.done["reloads"] += 1
             elif what == "restart":
-                # Answers take 3.5 s at most. After 10 s gunicorn would kill workers and cut connections.
-                began = time.monotonic()
-                # It finishes a reload first, which takes as long again.
-                most = 18 if began - self.reloaded < 9 else 9
-                if (took := self.relay.stop()) > most:
-                    self.violations.append(f"the relay took {took:.1f} s to stop")
-                self.relay.start()
-                self.restarts.append((began, time.monotonic()))
+                self._restart()
+            self.relay.reading.set()
+
+    @property
+    def letters_in_file(self) -> bool:
+        return bool(self.relay.env["DEAD_LETTER_FILE"])
+
+    def _restart(self, **settings: str) -> None:
+        """Stop the relay, and start it with these settings."""
+        # Answers take 3.5 s at most. After 10 s gunicorn would kill workers and cut connections.
+        began = time.monotonic()
+        # It finishes a reload first, which takes as long again.
+        most = 18 if began - self.reloaded < 9 else 9
+        if (took := self.relay.stop()) > most:
+            self.violations.append(f"the relay took {took:.1f} s to stop")
+        self.relay.env.update(settings)
+        self.relay.start()
+        self.restarts.append((began, time.monotonic()))
 
     def _watch_memory(self) -> None:
         while not self._finished.wait(0.5):
@@ -190,6 +219,12 @@ class Soak:
         kept = Counter(message["context"]["event_id"] for message in self.segment.kept.values())
         missing = [identity for identity, status in self.acknowledged.items() if status == 200 and not kept[identity]]
         sent = sum(webhook.sent for webhook in webhooks)
+        in_file = find(self.letters.read_text())[0]
+        kept_letters = [item for item in in_file + find(self.relay.log)[0] if not item.problem]
+        letters = {json.loads(item.body)["event_id"] for item in kept_letters}
+        gone = [event for event, status in self.acknowledged.items() if status == 202 and event not in letters]
+        if gone:
+            self.violations.append(f"{len(gone)} acknowledged events are in no dead letter: {gone[:5]}")
         if missing:
             self.violations.append(f"{len(missing)} acknowledged events are not at Segment")
         if len(self.acknowledged) != sent:
@@ -213,7 +248,8 @@ class Soak:
         rows = {
             "events sent": sent,
             "acknowledged with 200, all at Segment": sum(status == 200 for status in self.acknowledged.values()),
-            "dead letters, rejected by Segment": sum(status == 202 for status in self.acknowledged.values()),
+            "acknowledged with 202, all kept": sum(status == 202 for status in self.acknowledged.values()),
+            "dead letters in the file": len(in_file),
             "answers 503": outcomes[503],
             "connections broken by kills": outcomes[BROKEN],
             "no answer in time, during a restart": outcomes[TIMED_OUT],
