@@ -1,9 +1,9 @@
-"""Read the environment once, into a frozen Config, or report every problem at once."""
+"""The settings, declared once each, and read from the environment into a frozen Config."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from translate import namespace
@@ -12,14 +12,11 @@ VERSION = "1.0.0"
 
 SEGMENT_HOST = "https://api.segment.io"
 EU_HOST = "https://events.eu1.segmentapis.com"
-EVENT_PREFIX = "customerio:"
 
-LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-LOG_FORMATS = ("text", "json")
 KEYS = ("SEGMENT_WRITE_KEY", "CUSTOMERIO_SIGNING_KEY")
 
-# What stands in an example in the place of a value.
+# What an example has in place of a value.
 PLACEHOLDER = re.compile(
     r".*(\.{3}|…).*|<.*>|\[.*\]|\{.*\}|\$.*|x{3,}|\*{3,}|your.*|(paste|enter|insert)[-_ ].*|(change|replace)[-_ ]?me|"
     r"placeholder|todo|example|none|null|undefined|my[-_ ]write[-_ ]key|"
@@ -31,7 +28,7 @@ QUOTES = "\"'`“”‘’„«»"
 # What DNS and the client take. The client appends /v1/batch, so "https://api.segment.io/v1" would be a wrong
 # address. A user or password would replace the write key in the Authorization header.
 LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
-HOST = re.compile(rf"https?://({LABEL}(\.{LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?/?", re.IGNORECASE | re.ASCII)
+ORIGIN = re.compile(rf"https?://({LABEL}(\.{LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?/?", re.IGNORECASE | re.ASCII)
 PROPERTY = re.compile(r"[\w$-]+(\.[\w$-]+)*")
 
 FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -45,33 +42,184 @@ class ConfigError(Exception):
         super().__init__("The relay cannot start:\n  - " + "\n  - ".join(problems))
 
 
+class Invalid(ValueError):
+    """A value that a setting can't have. `str()` follows its name in the problem, and quotes no secret."""
+
+
+# The kinds of settings: each turns a text into a value, or raises Invalid.
+
+
+def write_key(text: str) -> str:
+    where = "Copy it again from Segment: your source > Settings > API Keys."
+    if wrong := _wrong_key(text):
+        raise Invalid(f"{wrong}. {where}")
+    if not re.fullmatch(r"[!-~]{6,51}", text):
+        raise Invalid("is not a write key: those have 6 to 51 printable characters.")
+    return text
+
+
+def signing_keys(text: str) -> tuple[str, ...]:
+    keys = tuple(_listed(text))
+    wrong = next(filter(None, map(_wrong_key, keys)), "has a semicolon in it" if ";" in text else None)
+    if wrong:
+        raise Invalid(
+            f"{wrong}. Copy it again from Customer.io: Reporting Webhooks > your webhook. "
+            "Two keys are separated by a comma."
+        )
+    return keys
+
+
+def origin(text: str) -> str:
+    if not is_origin(text):
+        raise Invalid(f"is a URL without a path: {SEGMENT_HOST} or, in the EU, {EU_HOST}.")
+    return text.rstrip("/")
+
+
+def prefix(text: str) -> str:
+    _unquoted(text.strip())
+    if not text.isprintable():
+        raise Invalid("has a control character in it, like a line break: set it again.")
+    return text
+
+
+def properties(text: str) -> frozenset[str]:
+    if any(character in QUOTES for character in text):
+        raise Invalid("has quotes in it: set it to the names alone, like recipient,subject.")
+    names = frozenset(_listed(text))
+    if not all(map(PROPERTY.fullmatch, names)):
+        raise Invalid(
+            "is a list of names with commas between them, like recipient,subject. "
+            "A name has letters, digits, _ - . and $."
+        )
+    return names
+
+
+def flag(text: str) -> bool:
+    if text.lower() not in FLAGS:
+        raise Invalid("is a flag: 1 or 0, true or false, yes or no.")
+    return FLAGS[text.lower()]
+
+
+def dry_run(text: str) -> bool:
+    return text.lower() == "force" or flag(text)
+
+
+def file(text: str) -> str:
+    return _unquoted(text)
+
+
+def number(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        # ASCII digits only: int() alone would also take "1_0" and digits of other scripts.
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
+            raise Invalid(f"is a whole number from {least} to {most}.")
+        return int(text)
+
+    return read
+
+
+def workers(text: str) -> int:
+    if not text.strip():  # gunicorn itself reads it, and fails
+        raise Invalid("is set but blank: set it to a number, or unset it.")
+    return number(1, 64)(text.strip())
+
+
+def choice(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text.lower() not in choices:
+            raise Invalid(f"is one of {', '.join(choices)}.")
+        return text.lower()
+
+    return read
+
+
+class Setting(NamedTuple):
+    """A variable of the environment."""
+
+    name: str
+    meaning: str  # in README.md and app.json
+    read: Callable[[str], Any]
+    default: Any
+    argument: str = ""  # of `translate`, if a track call depends on it
+    verbatim: bool = False  # blanks count: otherwise a blank value is as good as none
+
+
+def _setting(
+    name: str, meaning: str, read: Callable[[str], Any], default: Any, secret: bool = False, **more: Any
+) -> Any:
+    # Secrets stay out of repr, and so out of tracebacks and error reports.
+    return field(default=default, repr=not secret, metadata={"setting": Setting(name, meaning, read, default, **more)})
+
+
 @dataclass(frozen=True)
 class Config:
     """The operator's settings. `warnings` are sentences to log, none with a secret in it."""
 
-    # Secrets stay out of repr, and so out of tracebacks and error reports.
-    segment_write_key: str = field(repr=False)
-    signing_keys: tuple[str, ...] = field(repr=False)
-    segment_host: str = SEGMENT_HOST
-    event_prefix: str = EVENT_PREFIX
-    omit_properties: frozenset[str] = frozenset()
-    echo_to_customerio: bool = False
-    dead_letter_file: str | None = None
-    dry_run: bool = False
-    port: int = 8080
-    workers: int = 2
-    log_level: str = "info"
-    log_format: str = "text"
+    segment_write_key: str = _setting(
+        "SEGMENT_WRITE_KEY",
+        "The write key of your Segment source. Segment answers 200 to wrong keys, so the relay warns if it does not "
+        "look like one.",
+        *(write_key, ""),
+        secret=True,
+        argument="namespace",
+    )
+    signing_keys: tuple[str, ...] = _setting(
+        "CUSTOMERIO_SIGNING_KEY",
+        "The signing key of your webhook. To rotate it, set `new,old`, and later `new`.",
+        *(signing_keys, ()),
+        secret=True,
+    )
+    segment_host: str = _setting("SEGMENT_HOST", f"In the EU: `{EU_HOST}`. A URL without a path.", origin, SEGMENT_HOST)
+    event_prefix: str = _setting(
+        *("EVENT_PREFIX", "Goes before the name of every event.", prefix, "customerio:"),
+        argument="prefix",
+        verbatim=True,  # it may end in a blank, and an empty one means none
+    )
+    omit_properties: frozenset[str] = _setting(
+        "OMIT_PROPERTIES",
+        "Names in `data` to remove, separated by commas. The relay does not use them to identify the person either.",
+        *(properties, frozenset()),
+        argument="omit",
+    )
+    echo_to_customerio: bool = _setting(
+        "ECHO_TO_CUSTOMERIO",
+        "`1` lets Segment send the events on to Customer.io destinations.",
+        *(flag, False),
+        argument="echo",
+    )
+    dead_letter_file: str | None = _setting(
+        "DEAD_LETTER_FILE", "The file to append dead letters to. Without it they go to the log.", file, None
+    )
+    allow_unsigned: bool = _setting(
+        "ALLOW_UNSIGNED", "`1` runs without a signing key. Anybody can then send events.", flag, False
+    )
+    dry_run: bool = _setting(
+        "DRY_RUN",
+        "`1` does everything but the upload, prints the track calls, and shows webhooks on the page. Needs no keys. "
+        "With both keys it is refused, because the events would be gone; `force` overrides this.",
+        *(dry_run, False),
+    )
+    port: int = _setting("PORT", "The port to listen on. Heroku sets it.", number(1, 65535), 8080)
+    workers: int = _setting(
+        "WEB_CONCURRENCY",
+        "The number of worker processes: one for each processor. Heroku sets it.",
+        *(workers, 2),
+        verbatim=True,
+    )
+    log_level: str = _setting(
+        "LOG_LEVEL",
+        "`debug`, `info`, `warning`, `error` or `critical`.",
+        *(choice("debug", "info", "warning", "error", "critical"), "info"),
+    )
+    log_format: str = _setting(
+        "LOG_FORMAT", "`text`, or `json` for one JSON object a line.", choice("text", "json"), "text"
+    )
     warnings: tuple[str, ...] = ()
 
     def mapping(self) -> dict[str, Any]:
         """Return the arguments of `translate` that are settings."""
-        return {
-            "namespace": namespace(self.segment_write_key),
-            "prefix": self.event_prefix,
-            "omit": self.omit_properties,
-            "echo": self.echo_to_customerio,
-        }
+        arguments = {setting.argument: getattr(self, name) for name, setting in SETTINGS.items() if setting.argument}
+        return arguments | {"namespace": namespace(self.segment_write_key)}
 
     @classmethod
     def from_env(
@@ -86,172 +234,99 @@ class Config:
         from being appended to, or None; it is asked about DEAD_LETTER_FILE. `needs` names the keys
         that must be there, unless DRY_RUN is on.
         """
-        read = _Reader(env)
-        write_key = read.write_key("SEGMENT_WRITE_KEY")
-        signing_keys = read.signing_keys("CUSTOMERIO_SIGNING_KEY")
-        dry_run = read.dry_run("DRY_RUN", bool(write_key and signing_keys))
-        allow_unsigned = read.flag("ALLOW_UNSIGNED")
-        if dry_run:
-            needs = ()
-        if "SEGMENT_WRITE_KEY" in needs and not read.text("SEGMENT_WRITE_KEY"):
-            read.problems.append(
-                "SEGMENT_WRITE_KEY is not set. In Segment: Connections > Sources > your source > Settings > API Keys."
+        values, problems = {}, []
+        for name, setting in SETTINGS.items():
+            text = env.get(setting.name, "")
+            if (setting.verbatim and setting.name in env) or text.strip():
+                try:
+                    values[name] = setting.read(text if setting.verbatim else text.strip())
+                except Invalid as error:
+                    problems.append(f"{setting.name} {error}")
+        config = cls(**values)
+        problems = _missing(config, env, needs) + problems
+        if config.dry_run and config.segment_write_key and config.signing_keys and not _is_forced(env):
+            problems.append(
+                "DRY_RUN is on while both keys are set: webhooks would be answered with 200, and their events be gone. "
+                "Unset DRY_RUN to deliver them, or set DRY_RUN=force."
             )
-        if signing_keys and allow_unsigned:
-            read.warnings.append(
-                "ALLOW_UNSIGNED has no effect: CUSTOMERIO_SIGNING_KEY is set, so signatures are checked."
-            )
-        elif allow_unsigned:
-            read.warnings.append("ALLOW_UNSIGNED is on: anyone who finds the address can send events to Segment.")
-        elif "CUSTOMERIO_SIGNING_KEY" in needs and not read.names("CUSTOMERIO_SIGNING_KEY"):
-            read.problems.append(
-                "CUSTOMERIO_SIGNING_KEY is not set. In Customer.io: Integrations > Reporting Webhooks > your webhook. "
-                "(ALLOW_UNSIGNED=1 runs without one, and takes events from anyone.)"
-            )
+        if config.dead_letter_file and (why := file_problem(config.dead_letter_file)):
+            problems.append(f"DEAD_LETTER_FILE cannot be appended to: {why}.")
+        if problems:
+            raise ConfigError(problems)
+        return cls(**values, warnings=tuple(_warnings(config)))
 
-        dead_letter_file = read.unquoted("DEAD_LETTER_FILE") or None
-        if dead_letter_file and (why := file_problem(dead_letter_file)):
-            read.problems.append(f"DEAD_LETTER_FILE cannot be appended to: {why}.")
 
-        config = cls(
-            segment_write_key=write_key,
-            signing_keys=signing_keys,
-            segment_host=read.host("SEGMENT_HOST"),
-            event_prefix=read.prefix("EVENT_PREFIX"),
-            omit_properties=read.omitted("OMIT_PROPERTIES"),
-            echo_to_customerio=read.flag("ECHO_TO_CUSTOMERIO"),
-            dead_letter_file=dead_letter_file,
-            dry_run=dry_run,
-            port=read.number("PORT", 8080, 1, 65535),
-            workers=read.workers("WEB_CONCURRENCY"),
-            log_level=read.choice("LOG_LEVEL", "info", LOG_LEVELS),
-            log_format=read.choice("LOG_FORMAT", "text", LOG_FORMATS),
-            warnings=tuple(read.warnings),
+SETTINGS: dict[str, Setting] = {
+    each.name: each.metadata["setting"] for each in fields(Config) if "setting" in each.metadata
+}
+MAPPING = tuple(setting.name for setting in SETTINGS.values() if setting.argument)  # a track call depends on them
+
+
+def is_origin(url: str) -> bool:
+    """Return whether `url` has a scheme and a host, perhaps a port, and nothing else."""
+    try:
+        return bool(ORIGIN.fullmatch(url)) and bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+    except ValueError:  # a port that is too high, half of an IPv6 address
+        return False
+
+
+def in_clear_text(url: str) -> bool:
+    """Return whether others can read what goes to `url`."""
+    return is_origin(url) and urlsplit(url).scheme == "http" and urlsplit(url).hostname not in LOOPBACK
+
+
+def _missing(config: Config, env: Mapping[str, str], needs: Collection[str]) -> list[str]:
+    """Return a problem for each key that must be set and isn't. An invalid one has its problem already."""
+    missing: list[str] = []
+    if config.dry_run:
+        return missing
+    if "SEGMENT_WRITE_KEY" in needs and not env.get("SEGMENT_WRITE_KEY", "").strip():
+        missing.append(
+            "SEGMENT_WRITE_KEY is not set. In Segment: Connections > Sources > your source > Settings > API Keys."
         )
-        if read.problems:
-            raise ConfigError(read.problems)
-        return config
+    unsigned = not list(_listed(env.get("CUSTOMERIO_SIGNING_KEY", "")))
+    if "CUSTOMERIO_SIGNING_KEY" in needs and unsigned and not config.allow_unsigned:
+        missing.append(
+            "CUSTOMERIO_SIGNING_KEY is not set. In Customer.io: Integrations > Reporting Webhooks > your webhook. "
+            "(ALLOW_UNSIGNED=1 runs without one, and takes events from anyone.)"
+        )
+    return missing
 
 
-class _Reader:
-    """Reads variables one by one and collects what is wrong with them."""
+def _warnings(config: Config) -> list[str]:
+    warnings = []
+    if config.segment_write_key and not re.fullmatch(r"[A-Za-z0-9]{32}", config.segment_write_key):
+        warnings.append(
+            "SEGMENT_WRITE_KEY does not look like a write key (32 letters and digits). "
+            "Segment answers 200 to wrong keys and drops the events."
+        )
+    if config.dry_run:
+        warnings.append("DRY_RUN is on: nothing is sent to Segment, and the events are not kept.")
+    if config.allow_unsigned and config.signing_keys:
+        warnings.append("ALLOW_UNSIGNED has no effect: CUSTOMERIO_SIGNING_KEY is set, so signatures are checked.")
+    elif config.allow_unsigned:
+        warnings.append("ALLOW_UNSIGNED is on: anyone who finds the address can send events to Segment.")
+    if in_clear_text(config.segment_host):
+        warnings.append("SEGMENT_HOST is not https: the write key and every event are sent in clear text.")
+    return warnings
 
-    def __init__(self, env: Mapping[str, str]):
-        self._env = env
-        self.problems: list[str] = []
-        self.warnings: list[str] = []
 
-    def text(self, name: str) -> str:
-        return self._env.get(name, "").strip()
+def _is_forced(env: Mapping[str, str]) -> bool:
+    return env["DRY_RUN"].strip().lower() == "force"
 
-    def unquoted(self, name: str) -> str:
-        value = self.text(name)
-        if value and value[0] in QUOTES and value[-1] in QUOTES:
-            self.problems.append(f"{name} has quotes around its value: set it without them.")
-        return value
 
-    def names(self, name: str) -> tuple[str, ...]:
-        return tuple(part.strip() for part in self.text(name).split(",") if part.strip())
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
-    def omitted(self, name: str) -> frozenset[str]:
-        names = self.names(name)
-        if any(character in QUOTES for character in self.text(name)):
-            self.problems.append(f"{name} has quotes in it: set it to the names alone, like recipient,subject.")
-        elif not all(map(PROPERTY.fullmatch, names)):
-            self.problems.append(
-                f"{name} is a list of names with commas between them, like recipient,subject. "
-                "A name has letters, digits, _ - . and $."
-            )
-        return frozenset(names)
 
-    def prefix(self, name: str) -> str:
-        # Not stripped: a prefix may end in a space, and an empty one means none.
-        value = self._env.get(name, EVENT_PREFIX)
-        self.unquoted(name)
-        if not value.isprintable():
-            self.problems.append(f"{name} has a control character in it, like a line break: set it again.")
-        return value
-
-    def write_key(self, name: str) -> str:
-        key = self.text(name)
-        if not key:
-            return ""
-        if wrong := _wrong_key(key):
-            self.problems.append(f"{name} {wrong}. Copy it again from Segment: your source > Settings > API Keys.")
-        elif not re.fullmatch(r"[!-~]{6,51}", key):
-            self.problems.append(f"{name} is not a write key: those have 6 to 51 printable characters.")
-        elif not re.fullmatch(r"[A-Za-z0-9]{32}", key):
-            self.warnings.append(
-                f"{name} does not look like a write key (32 letters and digits). "
-                "Segment answers 200 to wrong keys and drops the events."
-            )
-        return key
-
-    def signing_keys(self, name: str) -> tuple[str, ...]:
-        keys = self.names(name)
-        wrong = next(filter(None, map(_wrong_key, keys)), "has a semicolon in it" if ";" in self.text(name) else None)
-        if wrong:
-            self.problems.append(
-                f"{name} {wrong}. Copy it again from Customer.io: Reporting Webhooks > your webhook. "
-                "Two keys are separated by a comma."
-            )
-        return keys
-
-    def dry_run(self, name: str, both_keys: bool) -> bool:
-        forced = self.text(name).lower() == "force"
-        on = forced or self.flag(name)
-        if on and both_keys and not forced:
-            self.problems.append(
-                f"{name} is on while both keys are set: webhooks would be answered with 200, and their events be gone. "
-                f"Unset {name} to deliver them, or set {name}=force."
-            )
-        if on:
-            self.warnings.append(f"{name} is on: nothing is sent to Segment, and the events are not kept.")
-        return on
-
-    def workers(self, name: str) -> int:
-        if name in self._env and not self.text(name):  # gunicorn itself reads it, and fails
-            self.problems.append(f"{name} is set but blank: set it to a number, or unset it.")
-        return self.number(name, 2, 1, 64)
-
-    def flag(self, name: str) -> bool:
-        value = self.text(name).lower()
-        if value and value not in FLAGS:
-            self.problems.append(f"{name} is a flag: 1 or 0, true or false, yes or no.")
-        return FLAGS.get(value, False)
-
-    def number(self, name: str, default: int, least: int, most: int) -> int:
-        value = self.text(name)
-        if not value:
-            return default
-        # ASCII digits only: int() alone would also take "1_0" and digits of other scripts.
-        if not re.fullmatch(r"[0-9]{1,9}", value) or not least <= int(value) <= most:
-            self.problems.append(f"{name} is a whole number from {least} to {most}.")
-            return default
-        return int(value)
-
-    def choice(self, name: str, default: str, choices: tuple[str, ...]) -> str:
-        value = self.text(name).lower() or default
-        if value not in choices:
-            self.problems.append(f"{name} is one of {', '.join(choices)}.")
-        return value
-
-    def host(self, name: str) -> str:
-        value = self.text(name) or SEGMENT_HOST
-        try:
-            url = urlsplit(value)
-            sound = bool(HOST.fullmatch(value)) and url.port != 0
-        except ValueError:  # a port that is too high, half of an IPv6 address
-            sound = False
-        if not sound:
-            self.problems.append(f"{name} is a URL without a path: {SEGMENT_HOST} or, in the EU, {EU_HOST}.")
-        elif url.scheme == "http" and url.hostname not in LOOPBACK:
-            self.warnings.append(f"{name} is not https: the write key and every event are sent in clear text.")
-        return value.rstrip("/")
+def _unquoted(text: str) -> str:
+    if text and text[0] in QUOTES and text[-1] in QUOTES:
+        raise Invalid("has quotes around its value: set it without them.")
+    return text
 
 
 def _wrong_key(key: str) -> str | None:
-    """Return what is wrong with a key whoever issued it, or None."""
+    """Return what is wrong with a key, whoever issued it, or None."""
     if any(character in QUOTES for character in key):
         return "has quotes in it"
     if PLACEHOLDER.fullmatch(key):

@@ -7,12 +7,11 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import requests
 from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
 
-from config import LOOPBACK
+from config import in_clear_text, is_origin
 
 SECONDS = 10.0
 
@@ -48,7 +47,7 @@ class Api:
 
     @property
     def in_clear_text(self) -> bool:
-        return is_origin(self.url) and self.url.startswith("http:") and urlsplit(self.url).hostname not in LOOPBACK
+        return in_clear_text(self.url)
 
     def get(
         self, path: str, params: Mapping[str, str] | None = None, accept: str = "application/json"
@@ -105,16 +104,6 @@ class Api:
             other = f"it doesn't accept the question. Update the relay, or check {self.url_setting}"
         words = self.refusals.get(status, f"{self.url} answered {status}: {other}")
         return f"{words} in {wait} s" if status == 429 and re.fullmatch("[0-9]{1,6}", wait) else words
-
-
-def is_origin(url: str) -> bool:
-    """Return whether `url` is one without a path, a user or a password."""
-    try:
-        parts = urlsplit(url)
-        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-    return sound and not (parts.path or parts.query or parts.fragment or "@" in url or re.search(r"[\s\\]", url))
 
 
 def within(seconds: float, request: Callable[[], T]) -> T:
