@@ -1,36 +1,39 @@
-"""The Flask application: the route that takes a webhook to Segment, and one handler per way it can end."""
+"""The Flask application: the route that takes a webhook to Segment, and the handler for every way it can end."""
 
 import logging
 import os
 import traceback
-from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from time import time
-from typing import Any
 
 from flask import Flask, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from body import MAX_BODY, Bodies, BodyTooLarge
+from body import Bodies
 from config import Config
 from dead_letters import DeadLetters
-from delivery import Delivery, Rejected, RetryLater
+from delivery import Delivery, Message
 from key_check import KeyCheck, check_call
 from ops import page
 from ops.inspector import Inspector
 from ops.metrics import Metrics
 from ops.observe import observe
+from outcomes import DELIVERED, DRY_RUN, ENDS, REJECTED, Ended, Outcome, Rejected, RetryLater
 from segment_client import SegmentClient
 from shared import Shared, of_service
-from signature import BadSignature, verify
-from translate import NotAnObject, Undeliverable, parse, translate
+from signature import verify
+from translate import NotAnObject, Undeliverable, Untranslatable, parse, translate
 from webhook import current
 
 # Customer.io gives up after 4 s (docs.customer.io, Reporting webhooks, "Timeouts and failures").
 # Half a second is left for the way there and back.
 DEADLINE = 3.5  # seconds, from a webhook's arrival to our answer
 TO_ANSWER = 0.1  # seconds of those, to say so when Segment didn't answer
+
+# Of requests that are no webhooks; all others are 422.
+OTHER_STATUSES = (404, 405, 413, 415)
 
 Answer = tuple[dict[str, str], int]
 
@@ -58,47 +61,42 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     @app.post("/webhook", provide_automatic_options=False)
     def receive() -> ResponseReturnValue:
         webhook = current()
+        deadline = webhook.arrived + DEADLINE
         with bodies.read(request, DEADLINE) as webhook.body:
             if config.signing_keys:
                 timestamp, signature = request.headers.get("X-CIO-Timestamp"), request.headers.get("X-CIO-Signature")
                 verify(webhook.body, timestamp or "", signature or "", config.signing_keys, time())
             try:
                 webhook.event = parse(webhook.body)
-            except NotAnObject as error:
-                if not config.signing_keys:
+                call = translate(webhook.event, received=datetime.now(UTC), **mapping)
+                webhook.message = message = segment.to_message(call)
+                if config.dry_run:
+                    return answer(200, DRY_RUN, message_id=message.id)
+                send(message, deadline - TO_ANSWER)
+            except Untranslatable as error:
+                if isinstance(error, NotAnObject) and not config.signing_keys:
                     raise
-                raise Undeliverable(str(error), error.code) from None  # whatever the key has signed is genuine
-            call = translate(webhook.event, received=datetime.now(UTC), **mapping)
-            webhook.message = message = segment.to_message(call)
-            if config.dry_run:
-                return answer(200, "dry-run", message_id=message.id)
-            delivery.deliver(message, webhook.arrived + DEADLINE - TO_ANSWER)
+                # Whatever the key has signed is genuine. Refusing it would hold up every later event for seven days.
+                letters.keep(webhook.body, str(error), deadline)
+                raise Undeliverable(error.reason, error.detail) from None
         # Segment has it. Nothing above this line answers "delivered".
         key_check.accepted()
-        return answer(200, "delivered", message_id=message.id)
+        return answer(200, DELIVERED, message_id=message.id)
 
-    @app.errorhandler(Rejected)
-    def rejected_by_segment(error: Rejected) -> ResponseReturnValue:
-        if error.status == 400:
-            try:
-                key_check.rejected(current().arrived + DEADLINE - TO_ANSWER)
-            except RetryLater as wrong_key:
-                return retry_later(wrong_key)
-        return dead_letter(Undeliverable(str(error), "segment_rejects"))
-
-    @app.errorhandler(Undeliverable)
-    def dead_letter(error: Undeliverable) -> ResponseReturnValue:
-        # Genuine, but refusing it would hold up every later event for seven days.
+    def send(message: Message, deadline: float) -> None:
         try:
-            letters.keep(current().body, str(error), current().arrived + DEADLINE)
-        except RetryLater as not_kept:
-            return retry_later(not_kept)
-        return answer(202, "dead-lettered", error.code, reason=str(error))
+            delivery.deliver(message, deadline)
+        except Rejected as error:
+            if error.status == 400:
+                key_check.rejected(deadline)
+            raise Undeliverable("segment_rejects", f" ({error.status})") from None
 
     app.add_url_rule("/health", view_func=health, provide_automatic_options=False)
     app.register_blueprint(page.blueprint(config, metrics, shared.started, inspector))
-    for error, handler in HANDLERS.items():
-        app.register_error_handler(error, handler)
+    for kind, (status, outcome) in ENDS.items():
+        app.register_error_handler(kind, partial(ended, status, outcome))
+    app.register_error_handler(HTTPException, other_route)
+    app.register_error_handler(Exception, unexpected)
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the status first
     # At debug level the client logs whole events, and urllib3 addresses.
     for name in ("segment", "urllib3"):
@@ -106,55 +104,34 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     return app
 
 
-def answer(code: int, status: str, reason_code: str = "", **more: str) -> Answer:
-    """Return a webhook's answer. `reason_code` is the reason for metrics and log."""
+def answer(status: int, outcome: Outcome, reason: str = "", words: str = "", **more: str) -> Answer:
+    """Return a webhook's answer. `reason` is a label for metrics and log; `words` say it."""
     webhook = current()
-    webhook.status, webhook.code, webhook.reason = status, reason_code, more.get("reason", "")
-    return {"status": status} | more, code
+    webhook.outcome, webhook.reason, webhook.words = outcome, reason, words
+    return {"status": outcome.word} | ({"reason": words} if words else {}) | more, status
 
 
-def rejected(error: NotAnObject) -> ResponseReturnValue:
-    return answer(400, "rejected", error.code, reason=str(error))
-
-
-def unauthorized(error: BadSignature) -> ResponseReturnValue:
-    return answer(401, "unauthorized", error.code, reason=str(error))
-
-
-def too_large(error: BodyTooLarge) -> ResponseReturnValue:
-    return answer(413, "rejected", "too_large", reason=f"the body is larger than {MAX_BODY:,} bytes")
-
-
-def retry_later(error: RetryLater) -> ResponseReturnValue:
-    # Not 500, 502 or 429: after those Customer.io waits an hour.
-    return *answer(503, "retry", error.code, reason=str(error)), {"Retry-After": str(error.retry_after)}
+def ended(status: int, outcome: Outcome, error: Ended | Untranslatable) -> ResponseReturnValue:
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, RetryLater) else {}
+    return *answer(status, outcome, error.reason, str(error)), headers
 
 
 def unexpected(error: Exception) -> ResponseReturnValue:
     # Where it happened, but not its text: that may quote the event.
     where = "".join(traceback.format_tb(error.__traceback__))
     current().error = f"unexpected {type(error).__name__}, answered 503\n{where}"
-    return retry_later(RetryLater("the relay failed on it", "internal"))
+    return ended(*ENDS[RetryLater], RetryLater("internal"))
 
 
 def other_route(error: HTTPException) -> ResponseReturnValue:
     if error.code is None or error.code >= 500:  # a handler failed
         return unexpected(error)
     allow = {"Allow": ", ".join(error.valid_methods or ())} if isinstance(error, MethodNotAllowed) else {}
-    reason = error.name.lower()
-    code = "method" if error.code == 405 else reason.replace(" ", "_")
-    return *answer(error.code, "rejected", code, reason=reason), allow
+    words = error.name.lower()
+    reason = "method" if error.code == 405 else words.replace(" ", "_")
+    status = error.code if error.code in OTHER_STATUSES else 422
+    return *answer(status, REJECTED, reason, words), allow
 
 
 def health() -> ResponseReturnValue:
     return {"status": "ok"}
-
-
-HANDLERS: dict[type[Exception], Callable[[Any], ResponseReturnValue]] = {
-    NotAnObject: rejected,
-    BadSignature: unauthorized,
-    BodyTooLarge: too_large,
-    RetryLater: retry_later,
-    HTTPException: other_route,
-    Exception: unexpected,
-}

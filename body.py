@@ -8,17 +8,11 @@ from typing import IO
 import gevent
 from flask import Request
 
-from delivery import RetryLater
+from outcomes import BodyTooLarge, RetryLater
 
 MAX_BODY = 8 * 1024 * 1024  # bytes; even a whole email is far smaller
 MAX_HELD = 8 * MAX_BODY  # bytes of all the bodies that a worker holds at one time
 PIECE = 64 * 1024  # bytes
-
-NOT_WHOLE = "the body did not arrive whole"
-
-
-class BodyTooLarge(Exception):
-    """The body is above MAX_BODY."""
 
 
 class Bodies:
@@ -37,14 +31,14 @@ class Bodies:
         """
         expected = request.content_length or 0
         if expected > MAX_BODY:
-            raise BodyTooLarge
+            raise BodyTooLarge("too_large")
         pieces: list[bytes] = []
         try:
-            with gevent.Timeout(seconds, RetryLater("it took too long", "body")):
+            with gevent.Timeout(seconds, RetryLater("body.slow")):
                 self._read(request.stream, pieces)
             body = b"".join(pieces)
             if len(body) < expected:
-                raise RetryLater(NOT_WHOLE, "body")
+                raise RetryLater("body")
             yield body
         finally:
             self._release(pieces)
@@ -55,7 +49,7 @@ class Bodies:
             pieces.append(piece)
             size += len(piece)
             if size > MAX_BODY:
-                raise BodyTooLarge
+                raise BodyTooLarge("too_large")
 
     def _next_piece(self, stream: IO[bytes]) -> bytes:
         try:
@@ -63,10 +57,10 @@ class Bodies:
         except (RetryLater, MemoryError):
             raise
         except Exception:  # noqa: BLE001 - gunicorn has an error for each way in which chunks can be wrong
-            raise RetryLater(NOT_WHOLE, "body") from None
+            raise RetryLater("body") from None
         with self._lock:
             if self._held + len(piece) > MAX_HELD:
-                raise RetryLater("too many large webhooks at once", "busy")
+                raise RetryLater("busy")
             self._held += len(piece)
         return piece
 

@@ -15,8 +15,8 @@ from typing import Any
 from gevent.monkey import get_original
 
 import logs
-from delivery import RetryLater
 from ops.preflight import open_private
+from outcomes import RetryLater
 from translate import NotAnObject, Undeliverable, parse
 
 WRITERS = 4  # threads of a worker that write to the file at one time; a hung disk holds no more
@@ -50,7 +50,7 @@ class DeadLetters:
                 # Bypass the logger: LOG_LEVEL must not hide it.
                 self._log.keep(log_lines(letter), deadline)
         except OSError as error:
-            raise RetryLater(f"the dead letter could not be kept: {error.strerror}", "dead_letter") from None
+            raise RetryLater("dead_letter", f": {error.strerror}") from None
 
     def _append(self, path: str, content: bytes, deadline: float) -> None:
         """Append in a real thread, since a slow disk must not hold up the other webhooks.
@@ -90,7 +90,7 @@ def first(items: deque[Any], deadline: float) -> Any:
             return items.popleft()
         except IndexError:
             if monotonic() >= deadline:
-                raise RetryLater("the disk is too slow", "dead_letter") from None
+                raise RetryLater("dead_letter.slow") from None
         time.sleep(logs.TICK)
 
 

@@ -7,10 +7,11 @@ real ones. This module knows neither HTTP nor Segment's client.
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from math import ceil
 from threading import Event, Lock, Thread
 from time import monotonic
 from typing import NamedTuple, Protocol
+
+from outcomes import RateLimited, Rejected, RetryLater, TransientError
 
 # Segment takes 2,500 events and 500 KB a request. Its own client stays at 100 and 475,000 bytes,
 # as does the relay; 1,000 of them are for the envelope, with the time and the write key.
@@ -18,41 +19,6 @@ MAX_BATCH = 100  # messages
 MAX_BATCH_BYTES = 474_000
 
 MAX_UPLOADS = 15  # at once, in one worker; the halves of a rejected one come on top
-
-
-class RetryLater(Exception):
-    """Segment doesn't have the event, and may take it later.
-
-    `str()` says why, in words; `code` says it for metrics; `retry_after` is in seconds.
-    """
-
-    def __init__(self, reason: str, code: str, retry_after: float = 1):
-        super().__init__(reason)
-        self.code = code
-        self.retry_after = max(1, ceil(retry_after))
-
-
-def timed_out() -> RetryLater:
-    return RetryLater("Segment did not answer in time", "timeout")
-
-
-class TransientError(RetryLater):
-    """A failure that a second attempt may fix: a 5xx, a 408, a dropped connection."""
-
-
-class RateLimited(RetryLater):
-    """Segment answered 429: no worker calls it for some seconds."""
-
-    def __init__(self, seconds: float):
-        super().__init__("Segment is limiting the rate", "rate_limited", seconds)
-
-
-class Rejected(Exception):
-    """Segment refuses the upload for good, because of at least one event in it (or of the key)."""
-
-    def __init__(self, reason: str, status: int):
-        super().__init__(reason)
-        self.status = status
 
 
 class Message(NamedTuple):
@@ -113,7 +79,7 @@ class Delivery:
                 self._queue.append(pending)
             self._start_upload()
             if not pending.done.wait(max(0, deadline - monotonic())):
-                raise timed_out()
+                raise RetryLater("timeout")
             if pending.error:
                 raise pending.error
         finally:
@@ -157,7 +123,7 @@ class Delivery:
     def _send(self, batch: list[Pending]) -> None:
         """Upload `batch` and tell each request how its own message fared."""
         # Assume failure: if this thread dies, no request gets a 200.
-        error: Exception | None = RetryLater("the upload was interrupted", "interrupted")
+        error: Exception | None = RetryLater("interrupted")
         messages = [pending.message for pending in batch]
         deadline = max(pending.deadline for pending in batch)
         try:
@@ -183,14 +149,14 @@ class Delivery:
     def upload(self, messages: list[Message], deadline: float) -> None:
         """Upload once, unless Segment is not to be called; raise RetryLater or Rejected if it hasn't taken them."""
         if (pause := self._pause.remaining()) > 0:
-            raise RateLimited(pause)
+            raise RateLimited("rate_limited", retry_after=pause)
         if (seconds := deadline - monotonic()) <= 0:  # nobody waits for it any more
-            raise timed_out()
+            raise RetryLater("timeout")
         try:
             self._upload(messages, seconds)
         except RateLimited as error:
             self._pause.extend(error.retry_after)
-            raise RateLimited(self._pause.remaining()) from None
+            raise RateLimited("rate_limited", retry_after=self._pause.remaining()) from None
 
 
 def fitting(messages: Iterable[Message]) -> int:

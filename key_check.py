@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 from uuid import uuid4
 
-from delivery import Rejected, RetryLater, timed_out
+from outcomes import Rejected, RetryLater
 from translate import NO_ECHO
 
 IN_A_ROW = 5  # events rejected, and none accepted in between, before the key is in doubt
@@ -37,7 +37,7 @@ class KeyCheck:
         Raise RetryLater if the key is, or if that isn't known by `deadline` (on the monotonic clock).
         """
         if not self._lock.acquire(timeout=max(0, deadline - monotonic())):
-            raise timed_out()
+            raise RetryLater("timeout")
         try:
             if self._rejected >= IN_A_ROW:
                 self._probe_key(deadline)
@@ -53,7 +53,7 @@ class KeyCheck:
                 return
             except Rejected:
                 self._wrong_until = monotonic() + PROBE_EVERY
-        raise RetryLater("Segment refuses every event (400): check SEGMENT_WRITE_KEY", "every_event")
+        raise RetryLater("every_event")
 
 
 def check_call(prefix: str) -> dict[str, Any]:

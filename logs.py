@@ -133,8 +133,8 @@ def never_waiting(fd: int) -> Callable[[bytes], int]:
     with suppress(OSError):  # no /proc, or a pipe of another user's
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         return partial(os.write, os.open(f"/proc/self/fd/{fd}", flags))
-    with tempfile.TemporaryFile() as file:
-        return partial(write_if_room, fd, os.dup(file.fileno()))
+    with tempfile.TemporaryFile() as lock:
+        return partial(write_if_room, fd, os.dup(lock.fileno()))
 
 
 def send(fd: int, data: bytes) -> int:

@@ -27,7 +27,8 @@ from segment.analytics.request import parse_retry_after
 from segment.analytics.version import VERSION
 from urllib3.exceptions import HTTPError
 
-from delivery import Message, RateLimited, Rejected, RetryLater, TransientError, timed_out
+from delivery import Message
+from outcomes import RateLimited, Rejected, RetryLater, TransientError
 from translate import Undeliverable
 
 # Segment rejects an event above 32 KB. Its clients disagree on whether that is 32,768 or 32,000
@@ -55,8 +56,6 @@ MAX_OMITTED_NAME = 60  # characters
 RECONNECT_AFTER = 3_600  # seconds
 
 CONNECT_SECONDS = 1.0  # for each of Segment's addresses, so that the next one is tried within the deadline
-
-TOO_LARGE = f"it cannot be made to fit into {MAX_EVENT_BYTES:,} bytes"
 
 NOT_STRICT = re.compile(r"NaN|Infinity|\\ud[89a-f]")
 
@@ -115,9 +114,9 @@ class SegmentClient:
             if len(text) > MAX_EVENT_BYTES:
                 text = self._track(shrink(call, len(text) - MAX_EVENT_BYTES))
         except RecursionError:
-            raise Undeliverable("it is nested too deeply", "too_deep") from None
+            raise Undeliverable("too_deep") from None
         if len(text) > MAX_EVENT_BYTES:
-            raise Undeliverable(TOO_LARGE, "too_large")
+            raise Undeliverable("too_large")
         return Message(call["message_id"], text)
 
     def _track(self, call: dict[str, Any]) -> str:
@@ -185,7 +184,7 @@ class SegmentClient:
             self._reconnect()
             raise disconnected() from None
         if not answered:
-            raise timed_out()
+            raise RetryLater("timeout")
         if early:  # an answer, but not to all of the upload
             raise disconnected()
         check(response)
@@ -197,7 +196,7 @@ class SegmentClient:
 
 
 def disconnected() -> TransientError:
-    return TransientError("the connection to Segment failed", "connection")
+    return TransientError("connection")
 
 
 def not_received(response: requests.Response) -> bool:
@@ -212,17 +211,17 @@ def check(response: requests.Response) -> None:
     """Return if Segment says that it has the upload; raise what its answer means if not."""
     status = response.status_code
     if status in (400, 413):
-        raise Rejected(f"Segment refuses it ({status})", status)
+        raise Rejected(status)
     if status == 429:
-        raise RateLimited(parse_retry_after(response) or 1)
+        raise RateLimited("rate_limited", retry_after=parse_retry_after(response) or 1)
     if status in (401, 403):
-        raise RetryLater(f"Segment refuses the write key ({status}): check SEGMENT_WRITE_KEY", "write_key")
+        raise RetryLater("write_key", f" ({status})")
     if status >= 500 or status == 408 or status < 200:  # after a 1xx the answer is still to come
-        raise TransientError(f"Segment answered {status}", f"segment_{status}")
+        raise TransientError(f"segment_{status}")
     if response.is_redirect:
-        raise RetryLater("Segment's address redirects elsewhere: check SEGMENT_HOST", "redirect")
+        raise RetryLater("redirect")
     if not 200 <= status < 300:
-        raise RetryLater(f"Segment answered {status}", f"segment_{status}")
+        raise RetryLater(f"segment_{status}")
     if not response.content:  # http.client accepts a truncated head
         raise disconnected()
     try:
@@ -230,9 +229,9 @@ def check(response: requests.Response) -> None:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):  # a captive portal or a proxy answers 200 to anything
-        raise RetryLater("what answered is not Segment: check SEGMENT_HOST and proxies", "not_segment")
+        raise RetryLater("not_segment")
     if answer.get("success") is not True:
-        raise TransientError("Segment answered that it failed", "not_success")
+        raise TransientError("not_success")
 
 
 def scrub(value: Any) -> Any:
@@ -283,7 +282,7 @@ def shrink(call: dict[str, Any], excess: int) -> dict[str, Any]:
             named.append(label[:MAX_OMITTED_NAME])
             excess += len(json.dumps(named[-1])) + len(", ")
     if excess > 0:
-        raise Undeliverable(TOO_LARGE, "too_large")
+        raise Undeliverable("too_large")
     if omitted > len(named):
         named.append(f"and {omitted - len(named)} more")
     context["omitted_properties"] = named

@@ -27,20 +27,39 @@ PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Undeliverable(ValueError):
-    """A genuine event that Segment can't take. `str()` says why, `code` says it for metrics; neither quotes it."""
+NOT_AN_OBJECT = {
+    "not_json": "the body is not JSON{}",
+    "not_object": "the body is not a JSON object",
+}
+UNDELIVERABLE = {
+    "no_name": "it has no name{}",
+    "names_nobody": "it names nobody: no id, no email address, no cio_id",
+    "too_deep": "it is nested too deeply",
+    "too_large": "it cannot be made to fit into 32,000 bytes",
+    "segment_rejects": "Segment refuses it{}",
+} | NOT_AN_OBJECT  # what the key has signed is genuine
 
-    def __init__(self, reason: str, code: str):
-        super().__init__(reason)
-        self.code = code
+
+class Untranslatable(ValueError):
+    """What can't become a track call. `reason` is a key of `sentences`, `str()` its sentence: neither quotes it."""
+
+    sentences: dict[str, str]
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(self.sentences[reason].format(detail))
+        self.reason, self.detail = reason, detail
 
 
-class NotAnObject(ValueError):
-    """The body is not a JSON object, which Customer.io never sends. `str()` says why, `code` says it for metrics."""
+class Undeliverable(Untranslatable):
+    """A genuine event that Segment can't take."""
 
-    def __init__(self, reason: str, code: str):
-        super().__init__(reason)
-        self.code = code
+    sentences = UNDELIVERABLE
+
+
+class NotAnObject(Untranslatable):
+    """The body is not a JSON object, which Customer.io never sends."""
+
+    sentences = NOT_AN_OBJECT
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -52,17 +71,17 @@ def parse(body: bytes) -> dict[str, Any]:
             # A raw control character within a text is no reason to refuse an event.
             event = json.loads(text, strict=False)
         except json.JSONDecodeError as error:
-            raise NotAnObject(f"the body is not JSON: {error.msg} at character {error.pos}", "not_json") from None
+            raise NotAnObject("not_json", f": {error.msg} at character {error.pos}") from None
         except ValueError:  # an integer of more digits than int() takes: as a float it is infinite
             event = json.loads(
                 text, strict=False, parse_int=lambda digits: int(digits) if len(digits) < 4_000 else float(digits)
             )
     except RecursionError:
         if text.lstrip(" \t\r\n").startswith("{"):
-            raise Undeliverable("it is nested too deeply", "too_deep") from None
-        raise NotAnObject("the body is not a JSON object", "not_object") from None
+            raise Undeliverable("too_deep") from None
+        raise NotAnObject("not_object") from None
     if not isinstance(event, dict):
-        raise NotAnObject("the body is not a JSON object", "not_object")
+        raise NotAnObject("not_object")
     return event
 
 
@@ -130,11 +149,11 @@ def _name(event: dict[str, Any]) -> tuple[str, set[str]]:
     if _is_text(legacy):
         return legacy, {"event_type"}
     if not _is_text(metric):
-        raise Undeliverable("it has no name: neither event_type nor metric is a text", "no_name")
+        raise Undeliverable("no_name", ": neither event_type nor metric is a text")
     if channel is None or channel == "":
         return metric, {"object_type", "metric"}
     if not _is_text(channel):
-        raise Undeliverable("it has no name: object_type is not a text", "no_name")
+        raise Undeliverable("no_name", ": object_type is not a text")
     return f"{channel}_{metric}", {"object_type", "metric"}
 
 
@@ -158,7 +177,7 @@ def _person(data: dict[str, Any], about_email: bool) -> tuple[str | None, str | 
     anonymous_id = next(iter(addresses), None) or _id(identifiers.get("cio_id"))
     if anonymous_id:
         return None, anonymous_id, email
-    raise Undeliverable("it names nobody: no id, no email address, no cio_id", "names_nobody")
+    raise Undeliverable("names_nobody")
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
@@ -205,7 +224,7 @@ def _message_id(event: dict[str, Any], namespace: str) -> str:
             # Not the bytes of the body: the same event, replayed from a dead letter, has others.
             kind, identity = "event", json.dumps(event, sort_keys=True)
         except RecursionError:
-            raise Undeliverable("it is nested too deeply", "too_deep") from None
+            raise Undeliverable("too_deep") from None
     digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
     # The colon keeps these apart from plain ids, which have none.
     return f"customerio-{namespace}-{kind}:{digest}"

@@ -7,6 +7,7 @@ from typing import Any
 from flask import g
 
 from delivery import Message
+from outcomes import Outcome
 
 
 @dataclass(slots=True)
@@ -16,9 +17,9 @@ class Webhook:
     event: dict[str, Any] | None = None
     message: Message | None = None
     # Of its answer:
-    status: str = ""
-    code: str = ""  # the reason, for metrics and log
-    reason: str = ""  # in words
+    outcome: Outcome | None = None
+    reason: str = ""  # its label
+    words: str = ""  # the reason's
     error: str = ""  # an unexpected one, and where it was
 
 

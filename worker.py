@@ -89,13 +89,14 @@ class Worker(GeventWorker):
                 connection.end()
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer malformed requests with 400, as gunicorn does, but in JSON, and without logging who sent what."""
+        """Answer malformed requests with 422, in JSON, and without logging who sent what."""
         if not isinstance(exc, Exception):  # shutting down
             return
         self._log_sparingly(logging.WARNING, f"not an HTTP request: {type(exc).__name__}", "rejected", "not_http")
-        head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(NOT_HTTP)}\r\n"
+        head = "HTTP/1.1 422 Unprocessable Content\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(NOT_HTTP)}\r\nConnection: close\r\n\r\n"
         with suppress(OSError):  # the client has disconnected
-            write_nonblock(client, head.encode() + b"Connection: close\r\n\r\n" + NOT_HTTP)
+            write_nonblock(client, head.encode() + NOT_HTTP)
 
 
 def unread(body: Any) -> bool:

@@ -16,19 +16,17 @@ import click
 import requests
 
 import signature
-from config import Config, ConfigError
-from delivery import Message, RateLimited, Rejected, RetryLater, fitting
+from config import MAPPING, Config, ConfigError
+from delivery import Message, fitting
 from ops import samples
 from ops.check import TIMEOUT, check
 from ops.envfile import variables
 from ops.found import Found, find
+from outcomes import RateLimited, Rejected, RetryLater
 from segment_client import SegmentClient
-from translate import NotAnObject, Undeliverable, parse, translate
+from translate import Untranslatable, parse, translate
 
 ATTEMPTS = 6  # for each upload of a replay, a second apart and then twice as long each time
-
-# The settings on which a track call depends.
-MAPPING = ("SEGMENT_WRITE_KEY", "EVENT_PREFIX", "OMIT_PROPERTIES", "ECHO_TO_CUSTOMERIO")
 
 FILE = click.argument("file", type=click.File(encoding="utf-8-sig", errors="surrogateescape"))
 
@@ -109,7 +107,7 @@ def translate_file(env: dict[str, str], file: TextIO) -> None:
     for item in found:
         try:
             click.echo(message_of(item, to_message).json)
-        except (Undeliverable, NotAnObject) as error:
+        except (Untranslatable, Unreadable) as error:
             failed += 1
             click.echo(f"{item.place}: {error}", err=True)
     if failed or not found:
@@ -143,7 +141,7 @@ def replay(env: dict[str, str], file: TextIO, rate: float, failed: str | None) -
         for position, item in enumerate(found):
             try:
                 ready.append((position, message_of(item, to_message)))
-            except (Undeliverable, NotAnObject) as error:
+            except (Untranslatable, Unreadable) as error:
                 failures[position] = str(error)
         with click.progressbar(length=len(ready), label="Replaying", file=sys.stderr) as bar:
             while ready:
@@ -169,9 +167,13 @@ def nothing_found(found: list[Found]) -> int:
     return 1
 
 
+class Unreadable(Exception):
+    """What is found in a file is no whole event."""
+
+
 def message_of(item: Found, to_message: Callable[[bytes], Message]) -> Message:
     if item.problem:
-        raise NotAnObject(item.problem, "not_json")
+        raise Unreadable(item.problem)
     return to_message(item.body)
 
 

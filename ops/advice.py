@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ops.metrics import Tally
+from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, OUTCOMES, REJECTED, RETRIED, UNAUTHORIZED, Outcome
 
 LATELY = 5  # minutes
 FLOOD = 5  # dead letters in that time, and a tenth of all webhooks
@@ -31,7 +32,7 @@ STRANGERS = ("body", "busy")  # anybody can cause these, so one of them is soon 
 
 SIGNING = (
     f"If they are Customer.io's: copy the signing key from {WEBHOOK_PAGE}; set CUSTOMERIO_SIGNING_KEY and restart. "
-    "Customer.io waits an hour after each 401, and then sends them again, for seven days."
+    "Customer.io then sends them again: nothing is lost within seven days."
 )
 DEAD_LETTERS = (
     "They are kept whole, {place}. `python -m ops translate` says what is wrong with each; "
@@ -39,15 +40,7 @@ DEAD_LETTERS = (
 )
 TOO_LARGE = "Turn Body Content off in Customer.io: until the webhook fits, all later ones wait behind it."
 
-# Of the outcomes.
-LABELS = {
-    "delivered": "delivered",
-    "dry_run": "dry run",
-    "dead_lettered": "dead letters",
-    "retried": "retried",
-    "unauthorized": "unauthorized",
-    "rejected": "rejected",
-}
+TITLES = {outcome.label: outcome.title for outcome in OUTCOMES}
 
 # Besides what ipaddress calls private.
 PRIVATE_NAMES = ("localhost", "local", "internal", "lan", "home", "arpa", "test")
@@ -80,7 +73,7 @@ class Health(NamedTuple):
 def wrong_now(health: Health, now: float, letters_in: str) -> list[Trouble]:
     """Return what is wrong at `now`, in unix seconds. `letters_in` says where dead letters are."""
     found = [
-        Trouble(f"{failure.outcome}-{failure.code}", _said(failure), _remedy(failure))
+        Trouble(f"{failure.outcome}-{failure.reason}", _said(failure), _remedy(failure))
         for failure in health.failures
         if _lasts(failure, health, now)
     ]
@@ -90,7 +83,7 @@ def wrong_now(health: Health, now: float, letters_in: str) -> list[Trouble]:
 def over(health: Health, now: float) -> list[tuple[str, Tally]]:
     """Return what was wrong in the last day and is not now, in words, the latest first."""
     return [
-        (f"{LABELS[failure.outcome].capitalize()}: {failure.words}", failure)
+        (f"{TITLES[failure.outcome].capitalize()}: {failure.words}", failure)
         for failure in health.failures
         if not _lasts(failure, health, now) and now - failure.last < 86_400
     ]
@@ -98,7 +91,7 @@ def over(health: Health, now: float) -> list[tuple[str, Tally]]:
 
 def delay(health: Health) -> str:
     """Say how long ago events happened when they are delivered, on average; "" if none was lately."""
-    delivered = sum(health.per_minute["delivered"][-LATELY:])
+    delivered = sum(health.per_minute[DELIVERED.label][-LATELY:])
     if not delivered:
         return ""
     seconds = sum(health.per_minute["age"][-LATELY:]) / delivered
@@ -183,15 +176,15 @@ def is_private(host: str) -> bool:
 def _lasts(failure: Tally, health: Health, now: float) -> bool:
     """Return whether nothing has gone well since."""
     accepted = _last(health.successes)
-    kept = _last(failure for failure in health.failures if failure.outcome == "dead_lettered")
-    match failure.outcome, failure.code:
-        case "retried", "dead_letter":  # other events may do well, and prove nothing
+    kept = _last(failure for failure in health.failures if failure.outcome == DEAD_LETTERED.label)
+    match failure.outcome, failure.reason:
+        case RETRIED.label, "dead_letter":  # other events may do well, and prove nothing
             return failure.last > kept
-        case "retried", code if code in STRANGERS:
+        case RETRIED.label, reason if reason in STRANGERS:
             return failure.last > accepted and now - failure.last < LATELY * 60
-        case ("retried", _) | ("rejected", "too_large"):
+        case (RETRIED.label, _) | (REJECTED.label, "too_large"):
             return failure.last > accepted
-        case "unauthorized", _:  # a dead letter too had the right signature
+        case UNAUTHORIZED.label, _:  # a dead letter too had the right signature
             return failure.last > max(accepted, kept)
     return False
 
@@ -202,24 +195,24 @@ def _last(failures: Iterable[Tally]) -> float:
 
 def _said(failure: Tally) -> str:
     words = failure.words[0].upper() + failure.words[1:]
-    whole = failure.outcome == "retried" and failure.code != "other"  # a sentence as it is
-    return f"{words}." if whole else f"Webhooks are {failure.outcome}: {failure.words}."
+    whole = failure.outcome == RETRIED.label and failure.reason != "other"  # a sentence as it is
+    return f"{words}." if whole else f"Webhooks are {TITLES[failure.outcome]}: {failure.words}."
 
 
 def _remedy(failure: Tally) -> str:
-    if failure.outcome == "retried":
-        return REMEDIES.get(failure.code, WAIT)
-    return SIGNING if failure.outcome == "unauthorized" else TOO_LARGE
+    if failure.outcome == RETRIED.label:
+        return REMEDIES.get(failure.reason, WAIT)
+    return SIGNING if failure.outcome == UNAUTHORIZED.label else TOO_LARGE
 
 
 def _flood(health: Health, letters_in: str) -> list[Trouble]:
-    def lately(outcome: str) -> int:
-        return int(sum(health.per_minute[outcome][-LATELY:]))
+    def lately(outcome: Outcome) -> int:
+        return int(sum(health.per_minute[outcome.label][-LATELY:]))
 
-    dead = lately("dead_lettered")
-    total = dead + sum(map(lately, ("delivered", "dry_run")))
+    dead = lately(DEAD_LETTERED)
+    total = dead + lately(DELIVERED) + lately(DRY_RUN)
     if dead < FLOOD or dead * 10 < total:
         return []
-    reasons: Sequence[str] = [failure.words for failure in health.failures if failure.outcome == "dead_lettered"]
+    reasons: Sequence[str] = [failure.words for failure in health.failures if failure.outcome == DEAD_LETTERED.label]
     words = f"{dead:,} of the last {total:,} events became dead letters. The last one: {reasons[0]}."
-    return [Trouble("dead_lettered", words, DEAD_LETTERS.format(place=letters_in))]
+    return [Trouble(DEAD_LETTERED.label, words, DEAD_LETTERS.format(place=letters_in))]

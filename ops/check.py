@@ -13,12 +13,12 @@ import click
 import requests
 
 from config import KEYS, Config, ConfigError
-from delivery import Rejected, RetryLater
 from key_check import check_call
 from ops import ask, customerio_api, preflight, segment_api
 from ops.ask import Api, NoAnswer, NotNow
 from ops.customerio_api import SUBSCRIBABLE, Webhook
 from ops.segment_api import DROPPED, RECEIVED
+from outcomes import Rejected, RetryLater
 from segment_client import SegmentClient
 
 TIMEOUT = 15  # seconds, for an upload that no webhook waits for
@@ -201,9 +201,9 @@ def more(error: RetryLater | Rejected, config: Config) -> str:
             ". The event has no fault, so the write key has: it is far too short. Copy SEGMENT_WRITE_KEY again from "
             "Segment: your source > Settings > API Keys"
         )
-    if error.code == "timeout":
+    if error.reason == "timeout":
         return f" ({TIMEOUT} s)"
-    if error.code == "connection":
+    if error.reason == "connection":
         return f": {ask.look(config.segment_host) or 'but something answers there, so try again'}"
     return ""
 

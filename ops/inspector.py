@@ -15,20 +15,13 @@ from config import Config
 from delivery import Message
 from ops.advice import TOO_LARGE
 from ops.changes import changes, in_reading_order, subject
+from outcomes import Outcome
 from translate import NotAnObject, Undeliverable, parse
 
 KEPT = 100  # webhooks
 MAX_HELD = 128 * 1024 * 1024  # bytes of all of them; 100 of 1 MB are kept whole
 SHOWN = 30_000  # characters of a webhook or call, at first
 NAME = 200  # characters of an event's name or a person's id
-ANSWERED = {
-    "dry_run": "A live relay answers so once Segment has it.",
-    "dead_lettered": "Segment could never take it: it is kept whole, as a dead letter, and holds up nothing.",
-    "retried": "Customer.io sends it again, soon.",
-    "unauthorized": "Customer.io would wait an hour, and send it again.",
-    "rejected": "Customer.io doesn't send such webhooks.",
-}
-
 PASTED = 100_000  # bytes that a shell takes as one argument
 
 
@@ -37,8 +30,8 @@ class Webhook:
     number: int
     at: float  # unix seconds
     status: int
-    outcome: str
-    reason: str
+    outcome: Outcome
+    words: str  # the reason's
     event: str
     person: str
     size: int  # bytes
@@ -52,8 +45,9 @@ class Webhook:
         return len(self.body) == self.size
 
     def summary(self) -> dict[str, Any]:
-        names = ("number", "at", "outcome", "reason", "event", "person", "size", "sample")
-        return {name: getattr(self, name) for name in names}
+        names = ("number", "at", "event", "person", "size", "sample")
+        answer = {"outcome": self.outcome.label, "title": self.outcome.title, "reason": self.words}
+        return {name: getattr(self, name) for name in names} | answer
 
 
 class Inspector:
@@ -66,7 +60,7 @@ class Inspector:
         self.latest = int(time.time() * 1000)
 
     def seen(
-        self, body: bytes, message: Message | None, *, status: int, outcome: str, reason: str, sample: bool = False
+        self, body: bytes, message: Message | None, *, status: int, outcome: Outcome, words: str, sample: bool = False
     ) -> None:
         """Remember a webhook and its answer. `sample` says that it came from the page."""
         if message:
@@ -78,7 +72,7 @@ class Inspector:
         json_text = message.json if message else ""
         names = event[:NAME], person[:NAME]
         self._webhooks.append(
-            Webhook(self.latest, time.time(), status, outcome, reason, *names, len(body), body, json_text, sample)
+            Webhook(self.latest, time.time(), status, outcome, words, *names, len(body), body, json_text, sample)
         )
         self._forget()
         if message:
@@ -199,4 +193,4 @@ def _printing(body: bytes) -> str:
 
 
 def _meaning(webhook: Webhook) -> str:
-    return TOO_LARGE if webhook.status == 413 else ANSWERED.get(webhook.outcome, "")
+    return TOO_LARGE if webhook.status == 413 else webhook.outcome.meaning

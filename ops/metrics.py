@@ -1,5 +1,6 @@
 """What the relay counts, over all workers: for /metrics and the page. No payload, id, address or key."""
 
+import re
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
@@ -12,55 +13,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from config import EU_HOST, SEGMENT_HOST, VERSION, Config
 from delivery import Message
 from ops import samples
+from outcomes import DELIVERED, REASONS, RETRIED
 from shared import Shared
 
-STATUSES = {f"segment_{status}": f"Segment answered {status}" for status in range(100, 600)}
-
-# Every outcome of a webhook, with the codes of its reasons; the page says them in words.
-REASONS: dict[str, dict[str, str]] = {
-    "delivered": {"": "delivered"},
-    "dry_run": {"": "shown, not sent"},
-    "dead_lettered": {
-        "no_name": "it has no name",
-        "names_nobody": "it names nobody",
-        "too_deep": "it is nested too deeply",
-        "too_large": "it is too large",
-        "not_json": "it is not JSON",
-        "not_object": "it is not a JSON object",
-        "segment_rejects": "Segment refuses it",
-        "other": "for another reason",
-    },
-    "retried": {
-        "timeout": "Segment did not answer in time",
-        "connection": "the connection to Segment failed",
-        "rate_limited": "Segment is limiting the rate",
-        "write_key": "Segment refuses the write key: check SEGMENT_WRITE_KEY",
-        "every_event": "Segment refuses every event: check SEGMENT_WRITE_KEY",
-        "not_segment": "what answered is not Segment: check SEGMENT_HOST and proxies",
-        "redirect": "Segment's address redirects elsewhere: check SEGMENT_HOST",
-        "not_success": "Segment answered that it failed",
-        "interrupted": "the upload was interrupted",
-        "body": "the webhook did not arrive whole and in time",
-        "busy": "too many large webhooks came at once",
-        "dead_letter": "a dead letter could not be kept: check DEAD_LETTER_FILE and its disk",
-        "internal": "the relay failed on it; the log says where",
-        "other": "for another reason",
-    }
-    | STATUSES,
-    "unauthorized": {
-        "missing": "without a signature",
-        "bad_timestamp": "with a timestamp that is not a number",
-        "mismatch": "signed with another key",
-        "expired": "dated more than eight days from now",
-        "other": "for another reason",
-    },
-    "rejected": {
-        "not_json": "not JSON",
-        "not_object": "not a JSON object",
-        "too_large": "too large",
-        "other": "for another reason",
-    },
-}
+STATUSES = re.compile("segment_[0-9]+")
 
 INFINITY = float("inf")
 # Upper bounds.
@@ -88,8 +44,8 @@ class Histogram:
 class Tally(NamedTuple):
     """How often one reason occurred, and when last."""
 
-    outcome: str
-    code: str
+    outcome: str  # its label
+    reason: str
     words: str
     number: int
     last: float  # unix seconds
@@ -102,7 +58,7 @@ class Metrics:
         self._counts = shared.counts
         self._info = [VERSION, str(config.dry_run).lower(), _region(config.segment_host)]
         column = count()
-        pairs = [(outcome, code) for outcome, codes in REASONS.items() for code in codes]
+        pairs = [(outcome, reason) for outcome, reasons in REASONS.items() for reason in reasons]
         self._webhooks = {pair: next(column) for pair in pairs}
         self._last = {pair: next(column) for pair in pairs}  # when, in unix seconds
         self._events = {pair: next(column) for pair in (*samples.EVENTS.values(), ("other", "other"))}
@@ -116,10 +72,10 @@ class Metrics:
         self._minutes = [{name: next(column) for name in ("minute", *REASONS, "age")} for _ in range(MINUTES + 1)]
         self._counts.row[self._uploads] = 0  # a killed worker's are over
 
-    def answered(self, outcome: str, code: str, seconds: float) -> None:
-        """Count one webhook: its outcome, the code of the reason ("" for none), the seconds it took."""
+    def answered(self, outcome: str, reason: str, seconds: float) -> None:
+        """Count one webhook: the labels of its outcome and its reason ("" for none), the seconds it took."""
         row, now = self._counts.row, time.time()
-        pair = (outcome, code) if (outcome, code) in self._webhooks else (outcome, "other")
+        pair = (outcome, reason) if (outcome, reason) in self._webhooks else (outcome, "other")
         row[self._webhooks[pair]] += 1
         row[self._last[pair]] = now
         self._answer_seconds.observe(row, seconds)
@@ -181,7 +137,7 @@ class Metrics:
         for pair, column in self._webhooks.items():
             # Each from 0, because increase() misses the first webhook of a series that begins with it.
             # Not the 500 statuses, which would be most of the text.
-            if (number := self._total(column)) or pair[1] not in STATUSES:
+            if (number := self._total(column)) or not STATUSES.fullmatch(pair[1]):
                 webhooks.add_metric(pair, number)
         yield webhooks
         events = CounterMetricFamily(
@@ -215,8 +171,8 @@ class Metrics:
         retries = GaugeMetricFamily(
             "relay_last_retry_timestamp_seconds", "When a 503 was last answered, by reason.", labels=["reason"]
         )
-        for failure in self.failures(["retried"]):
-            retries.add_metric([failure.code], failure.last)
+        for failure in self.failures([RETRIED.label]):
+            retries.add_metric([failure.reason], failure.last)
         if retries.samples:
             yield retries
 
@@ -236,7 +192,7 @@ class Metrics:
 
     def last_delivered(self) -> float:
         """Return when an event was last delivered, in unix seconds; 0 if never."""
-        return max(self._counts.column(self._last["delivered", ""]))
+        return max(self._counts.column(self._last[DELIVERED.label, ""]))
 
     def first_genuine(self) -> float:
         """Return when the first webhook with the right signature came, in unix seconds; 0 if none did."""
@@ -244,15 +200,16 @@ class Metrics:
 
     def failures(self, outcomes: Iterable[str]) -> list[Tally]:
         """Return what went wrong since the start, among these outcomes, the latest first."""
+        outcomes = set(outcomes)
         found = [
             Tally(
                 outcome,
-                code,
-                REASONS[outcome][code],
+                reason,
+                REASONS[outcome][reason],
                 int(self._total(column)),
-                max(self._counts.column(self._last[outcome, code])),
+                max(self._counts.column(self._last[outcome, reason])),
             )
-            for (outcome, code), column in self._webhooks.items()
+            for (outcome, reason), column in self._webhooks.items()
             if outcome in outcomes
         ]
         return sorted((failure for failure in found if failure.last), key=lambda failure: -failure.last)

@@ -10,18 +10,9 @@ from config import Config
 from logs import Repeats
 from ops.inspector import Inspector
 from ops.metrics import Metrics
+from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, Outcome
 from translate import occurred_at
 from webhook import Webhook
-
-# The `status` of an answer -> the outcome in the metrics.
-OUTCOMES = {
-    "delivered": "delivered",
-    "dry-run": "dry_run",
-    "dead-lettered": "dead_lettered",
-    "retry": "retried",
-    "unauthorized": "unauthorized",
-    "rejected": "rejected",
-}
 
 log = logging.getLogger("relay")
 
@@ -33,38 +24,38 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
     @app.after_request
     def observed(response: Response) -> Response:
         webhook: Webhook | None = g.get("webhook")
-        if not webhook or not webhook.status:
+        if not webhook or not webhook.outcome:
             return response
-        outcome = OUTCOMES[webhook.status]
+        outcome = webhook.outcome
         if request.endpoint == "receive":
             with suppress(Exception):  # a counting error must not change the answer
                 count(webhook, outcome)
             with suppress(Exception):  # nor may the page
                 if config.dry_run:
                     show(webhook, outcome, response.status_code)
-        refused = request.endpoint == "receive" and outcome not in ("delivered", "dry_run")
+        refused = request.endpoint == "receive" and outcome not in (DELIVERED, DRY_RUN)
         elsewhere = response.status_code in (404, 405)  # perhaps a webhook with a wrong address
         if webhook.error or refused or elsewhere:
             level = logging.ERROR if webhook.error else logging.WARNING
-            letter = outcome == "dead_lettered" and config.dead_letter_file
+            letter = outcome is DEAD_LETTERED and config.dead_letter_file
             kept = f"dead letter kept in {config.dead_letter_file}: " if letter else ""
-            message = webhook.error or f"answered {response.status_code}: {kept}{webhook.reason}"
-            log_sparingly(level, message, outcome, webhook.code)
+            message = webhook.error or f"answered {response.status_code}: {kept}{webhook.words}"
+            log_sparingly(level, message, outcome.label, webhook.reason)
         return response
 
-    def count(webhook: Webhook, outcome: str) -> None:
-        metrics.answered(outcome, webhook.code, monotonic() - webhook.arrived)
-        verified = bool(config.signing_keys) and (webhook.event is not None or outcome == "dead_lettered")
+    def count(webhook: Webhook, outcome: Outcome) -> None:
+        metrics.answered(outcome.label, webhook.reason, monotonic() - webhook.arrived)
+        verified = bool(config.signing_keys) and (webhook.event is not None or outcome is DEAD_LETTERED)
         if verified and not is_sample():
             metrics.genuine()
-        if outcome in ("delivered", "dry_run", "dead_lettered"):
+        if outcome in (DELIVERED, DRY_RUN, DEAD_LETTERED):
             metrics.acknowledged(webhook.event)
-        if outcome == "delivered" and webhook.event and (occurred := occurred_at(webhook.event)):
+        if outcome is DELIVERED and webhook.event and (occurred := occurred_at(webhook.event)):
             metrics.delivered(time() - occurred.timestamp())
 
-    def show(webhook: Webhook, outcome: str, status: int) -> None:
+    def show(webhook: Webhook, outcome: Outcome, status: int) -> None:
         inspector.seen(
-            webhook.body, webhook.message, status=status, outcome=outcome, reason=webhook.reason, sample=is_sample()
+            webhook.body, webhook.message, status=status, outcome=outcome, words=webhook.words, sample=is_sample()
         )
 
 

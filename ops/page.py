@@ -16,7 +16,8 @@ from body import MAX_BODY
 from config import EU_HOST, SEGMENT_HOST, Config
 from ops import advice, samples
 from ops.inspector import Inspector, Webhook
-from ops.metrics import REASONS, Metrics
+from ops.metrics import Metrics
+from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, REJECTED, RETRIED, UNAUTHORIZED
 
 T = TypeVar("T")
 
@@ -145,14 +146,16 @@ def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool]
     """Return a function that returns what the template needs, for addresses that are reachable or not."""
     now = time.time()
     health = advice.Health(
-        metrics.failures(["retried", "unauthorized", "rejected", "dead_lettered"]),
-        metrics.failures(["delivered", "dry_run"]),
+        metrics.failures(outcome.label for outcome in (RETRIED, UNAUTHORIZED, REJECTED, DEAD_LETTERED)),
+        metrics.failures(outcome.label for outcome in (DELIVERED, DRY_RUN)),
         metrics.per_minute(),
     )
     letters_in = "in the file that DEAD_LETTER_FILE names" if config.dead_letter_file else "on the log"
     troubles = advice.wrong_now(health, now, letters_in)
     last_delivered, first_genuine = metrics.last_delivered(), metrics.first_genuine()
-    refused = {"retried-write_key", "retried-every_event"} & {trouble.key for trouble in troubles}
+    refused = {f"{RETRIED.label}-{reason}" for reason in ("write_key", "every_event")} & {
+        trouble.key for trouble in troubles
+    }
     steps = partial(
         advice.steps,
         write_key=bool(config.segment_write_key),
@@ -177,7 +180,7 @@ def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool]
         "settings": [warning for warning in config.warnings if not warning.startswith("DRY_RUN")],
         "outcomes": outcomes,
         "shown": shown,
-        "labels": advice.LABELS,
+        "titles": advice.TITLES,
         "chart": _chart({outcome: health.per_minute[outcome] for outcome in shown}),
         "delay": advice.delay(health),
         "last_delivered": last_delivered,
@@ -188,7 +191,7 @@ def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool]
 
 
 def _unused(config: Config) -> str:
-    return "delivered" if config.dry_run else "dry_run"
+    return (DELIVERED if config.dry_run else DRY_RUN).label
 
 
 def _at_home() -> bool:
@@ -241,7 +244,7 @@ def _chart(series: dict[str, list[float]]) -> dict[str, Any]:
                 tops[index] -= height
                 bars.append(Bar(outcome, index * 10, round(tops[index], 1), height))
     words = [
-        f"{advice.LABELS[outcome]}: {int(sum(counts)):,} in all, {int(max(counts)):,} at the most"
+        f"{advice.TITLES[outcome]}: {int(sum(counts)):,} in all, {int(max(counts)):,} at the most"
         for outcome, counts in series.items()
         if any(counts)
     ]

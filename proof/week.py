@@ -31,7 +31,7 @@ MISHAPS = (
     Mishap("Segment is down for an hour", 3600),
     Mishap("Segment is down for two days", 2 * DAY),
     Mishap("one event that Segment can never take", poison=True, usual=400, relay=202),
-    Mishap("a wrong signing key for ten minutes", 600, usual=401, relay=401),
+    Mishap("a wrong signing key for ten minutes", 600, usual=401, relay=422),
     # systemd or Heroku's router holds the socket, so a restart of the relay refuses no connection.
     Mishap("a restart of five seconds", 5, usual=BROKEN, relay=200),
 )

@@ -128,9 +128,9 @@ def test_202_signed_but_not_a_json_object(client, segment, capfd, body):
 
 
 @pytest.mark.parametrize("body", NOT_OBJECTS, ids=repr)
-def test_400_unsigned_and_not_a_json_object(segment, capfd, body):
+def test_422_unsigned_and_not_a_json_object(segment, capfd, body):
     answer = InProcess(segment, CUSTOMERIO_SIGNING_KEY=None, ALLOW_UNSIGNED="1").post(body, headers={})
-    assert (answer.status_code, answer.json()["status"]) == (400, "rejected")
+    assert (answer.status_code, answer.json()["status"]) == (422, "rejected")
     assert segment.requests == []
     assert letters(capfd.readouterr().err) == []
 
@@ -143,9 +143,9 @@ def test_200_a_raw_control_character(client, segment, character):
     assert message["properties"]["subject"] == f"a{character}b"
 
 
-def test_401_without_signature(anywhere, segment):
+def test_422_without_signature(anywhere, segment):
     answer = anywhere.post(make_event(), headers={})
-    assert answer.status_code == 401
+    assert answer.status_code == 422
     assert answer.json()["status"] == "unauthorized"
     assert segment.requests == []
 
@@ -164,10 +164,10 @@ JUNK = {
 
 
 @pytest.mark.parametrize("headers", JUNK.values(), ids=JUNK.keys())
-def test_401_whatever_the_headers(relay, segment, headers):
+def test_422_whatever_the_headers(relay, segment, headers):
     logged = relay.log_of(lambda: None)
     answer = relay.post(BODY, headers={name: value.encode("latin-1") for name, value in headers.items()})
-    assert answer.status_code == 401
+    assert answer.status_code == 422
     assert InProcess(segment).post(BODY, headers).json() == answer.json()
     stamp = headers["X-CIO-Timestamp"]
     right = sign(BODY, stamp)["X-CIO-Signature"]
@@ -177,7 +177,7 @@ def test_401_whatever_the_headers(relay, segment, headers):
 
 
 def test_the_signature_is_checked_before_the_body_is_parsed(client):
-    assert client.post(b"not json", headers={}).status_code == 401
+    assert client.post(b"not json", headers={}).status_code == 422
 
 
 SPELLINGS = {
@@ -195,7 +195,7 @@ def test_a_second_key_is_for_rotation(segment):
     client = InProcess(segment, CUSTOMERIO_SIGNING_KEY=f"new, {SIGNING_KEY}")
     assert client.post(BODY).status_code == 200
     assert client.post(BODY, headers=sign(BODY, key="new")).status_code == 200
-    assert client.post(BODY, headers=sign(BODY, key="old")).status_code == 401
+    assert client.post(BODY, headers=sign(BODY, key="old")).status_code == 422
 
 
 def test_unsigned_webhooks_where_they_are_allowed(segment):
@@ -358,14 +358,14 @@ def test_hooks_of_the_app_see_webhooks(client):
 
     assert client.post(make_event("a")).headers["X-Middleware"] == "was here"
     assert client.post(make_event("a"), headers={}).headers["X-Middleware"] == "was here"
-    assert seen == ["before", 200, "before", 401]
+    assert seen == ["before", 200, "before", 422]
 
 
 @pytest.mark.parametrize("name", ["X-CIO-Signature", "X-CIO-Timestamp"])
-def test_401_for_a_header_that_comes_twice(anywhere, segment, name):
+def test_422_for_a_header_that_comes_twice(anywhere, segment, name):
     given = sign(BODY)
     twice = [*given.items(), (name, given[name])]
-    assert post_with_repeated_headers(anywhere, twice) == 401
+    assert post_with_repeated_headers(anywhere, twice) == 422
     assert segment.requests == []
 
 
@@ -389,7 +389,7 @@ def test_200_of_a_dry_run_does_not_say_delivered(segment):
     assert (answer.status_code, answer.json()["status"]) == (200, "dry-run")
     assert answer.json()["message_id"].endswith("-event-a")
     assert client.post(make_event(metric=None)).json()["status"] == "dead-lettered"
-    assert client.post(make_event("a"), headers={}).status_code == 401
+    assert client.post(make_event("a"), headers={}).status_code == 422
     assert client.post(b"[]").json()["status"] == "dead-lettered"
     assert segment.requests == []
 

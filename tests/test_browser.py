@@ -209,7 +209,7 @@ def test_every_outcome_is_in_the_list(page, dry):
     dry.post(make_event(3), headers={})
     dry.post(b"[]")
     page.open(dry, rows=4)
-    assert page.text(".chip") == ["rejected", "unauthorized", "dead letter", "dry run"]
+    assert page.text(".chip") == ["rejected", "unauthorized", "dead-lettered", "dry run"]
     assert page.text("summary b") == ["(no name)", "email_opened", "(no name)", "customerio:email_opened"]
     assert page.text(".person") == ["(nobody)", "person-3", "person-2", "person-1"]
     assert page.text(".reason")[0] == "the body is not a JSON object"
@@ -492,11 +492,11 @@ def test_a_live_relay_shows_no_webhooks_but_steps_and_troubles(page, start, segm
     assert page.text("#troubles section") == []
     body = json.dumps(make_event()).encode()
     relay.post(body, sign(body, key=SIGNING_KEY + "?"))
-    until(lambda: page.text("#troubles h2") == ["Webhooks are unauthorized: signed with another key."])
+    until(lambda: page.text("#troubles h2") == ["Webhooks are unauthorized: no configured key made this signature."])
     assert page.text("#said") == page.text("#troubles h2")
     relay.post(make_event("again"))
     until(lambda: page.text("#troubles h2") == [])
-    until(lambda: page.text("#over li")[0].startswith("Unauthorized: signed with another key (1, "))
+    until(lambda: page.text("#over li")[0].startswith("Unauthorized: no configured key made this signature (1, "))
 
 
 def test_the_address_keeps_its_focus_and_selection_while_a_live_page_follows(page, start, segment):

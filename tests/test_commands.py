@@ -81,7 +81,7 @@ def test_sample(relay, segment):
     (message,) = segment.kept.values()
     assert message["event"] == "customerio:sms_replied"
     done = run("sample", "--url", relay.url, CUSTOMERIO_SIGNING_KEY="another")
-    assert (done.exit_code, done.stdout[:3]) == (1, "401")
+    assert (done.exit_code, done.stdout[:3]) == (1, "422")
 
 
 @pytest.mark.parametrize("end", ["", "/", "/webhook"])

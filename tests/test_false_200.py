@@ -7,7 +7,8 @@ import threading
 import pytest
 from conftest import WRITE_KEY, InProcess, make_event
 
-from delivery import Message, RetryLater
+from delivery import Message
+from outcomes import RetryLater
 from segment_client import SegmentClient
 
 SUCCESS = b'HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{"success": true}'

@@ -133,7 +133,7 @@ def test_200_under_another_server(request, segment, server):
     assert statuses(client.post_all(events)) == [200] * len(events)
     assert sorted(segment.events()) == sorted(event["event_id"] for event in events)
     assert segment.most_busy > 1
-    assert client.post(events[0], headers={}).status_code == 401
+    assert client.post(events[0], headers={}).status_code == 422
     assert client.post(make_event(metric=None)).status_code == 202
     assert client.post(b"[]").status_code == 202
     segment.faults.extend(["500", "reset"])
@@ -541,7 +541,7 @@ def test_what_is_not_http_is_answered_in_json_and_not_logged(relay):
             client.sendall(junk + b"\r\n")
             answer = http.client.HTTPResponse(client)
             answer.begin()
-            assert answer.status == 400
+            assert answer.status == 422
             assert json.loads(answer.read())["status"] == "rejected"
     until(lambda: "not an HTTP request" in logged())
     assert "secret" not in logged()
@@ -556,7 +556,7 @@ def test_nothing_personal_in_the_log_of_failures(start, segment):
         relay.post(personal)
     relay.post(personal, headers={})
     relay.post(b"secret-junk")
-    assert relay.post(b"[]").status_code == 400
+    assert relay.post(b"[]").status_code == 422
     until(lambda: "answered 503: Segment answered 500" in relay.log)
     relay.kill()
     for secret in ("secret", SIGNING_KEY, WRITE_KEY):

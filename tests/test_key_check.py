@@ -6,13 +6,13 @@ from time import monotonic
 import pytest
 from conftest import InProcess, make_event, until
 
-from delivery import RateLimited, Rejected, RetryLater, TransientError
 from key_check import IN_A_ROW, PROBE_EVERY, KeyCheck
+from outcomes import RateLimited, Rejected, RetryLater, TransientError
 from translate import NO_ECHO
 
 KEY = "Segment refuses every event (400): check SEGMENT_WRITE_KEY"
-REFUSED = Rejected("Segment refuses it (400)", 400)
-DOWN = TransientError("Segment answered 500", "segment_500")
+REFUSED = Rejected(400)
+DOWN = TransientError("segment_500")
 
 
 class Case:
@@ -36,12 +36,12 @@ class Case:
         try:
             self.check.rejected(self.now + 3)
         except RetryLater as error:
-            return error.code
+            return error.reason
         return "dead"
 
     def outcomes(self, steps):
         """Play steps: r(ejected), a(ccepted), or what a probe is answered; return what became of each r."""
-        answers = {"ok": None, "400": REFUSED, "500": DOWN, "429": RateLimited(2)}
+        answers = {"ok": None, "400": REFUSED, "500": DOWN, "429": RateLimited("rate_limited", retry_after=2)}
         outcomes = []
         for step in steps.split():
             if step == "a":
@@ -111,7 +111,7 @@ def test_one_probe_is_sent_however_many_events_wait_for_it_and_none_waits_beyond
         try:
             check.rejected(monotonic() + seconds)
         except RetryLater as error:
-            outcomes.append(error.code)
+            outcomes.append(error.reason)
 
     for _ in range(IN_A_ROW):
         check.rejected(monotonic() + 1)

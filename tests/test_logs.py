@@ -84,11 +84,11 @@ def test_reasons_do_not_hide_each_other(clock, lines):
     for _ in range(3):
         log_down(repeats)
         repeats(logging.WARNING, "answered 503: another", "retried", "timeout")
-        repeats(logging.WARNING, "answered 400: another", "rejected", "timeout")
+        repeats(logging.WARNING, "answered 422: another", "rejected", "timeout")
     assert [message for _, message, _, _ in lines()] == [
         "answered 503: Segment answered 500",
         "answered 503: another",
-        "answered 400: another",
+        "answered 422: another",
     ]
 
 
@@ -124,18 +124,24 @@ def test_what_is_over_is_forgotten(clock):
 
 BODY = json.dumps(make_event("secret", data={"customer_id": "secret", "subject": "secret"})).encode()
 LINES = {  # what comes, what Segment does -> the line, and the code of its reason
-    "401": (b"{}", {}, None, "answered 401: the X-CIO-Timestamp and X-CIO-Signature headers are required", "missing"),
-    "401, another key": (
+    "unsigned": (
+        b"{}",
+        {},
+        None,
+        "answered 422: the X-CIO-Timestamp and X-CIO-Signature headers are required",
+        "missing",
+    ),
+    "unauthorized, another key": (
         *(BODY, sign(BODY, key="another"), None),
-        *("answered 401: no configured key made this signature", "mismatch"),
+        *("answered 422: no configured key made this signature", "mismatch"),
     ),
-    "401, too old": (
+    "unauthorized, too old": (
         *(BODY, sign(BODY, "1585250199"), None),
-        *("answered 401: X-CIO-Timestamp is more than eight days away from now", "expired"),
+        *("answered 422: X-CIO-Timestamp is more than eight days away from now", "expired"),
     ),
-    "401, no time": (
+    "unauthorized, no time": (
         *(BODY, sign(BODY, "secret"), None),
-        *("answered 401: X-CIO-Timestamp is not a number of seconds", "bad_timestamp"),
+        *("answered 422: X-CIO-Timestamp is not a number of seconds", "bad_timestamp"),
     ),
     "202, not JSON": (
         *(b"secret", None, None),

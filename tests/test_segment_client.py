@@ -16,7 +16,8 @@ from conftest import ROOT, WRITE_KEY, make_event, until
 from segment.analytics import request as official
 from segment.analytics.client import Client
 
-from delivery import Message, RateLimited, Rejected, RetryLater, TransientError
+from delivery import Message
+from outcomes import RateLimited, Rejected, RetryLater, TransientError
 from segment_client import RECONNECT_AFTER, SegmentClient, check
 from translate import translate
 
@@ -219,14 +220,14 @@ def test_an_upload_without_an_answer_ends_in_time(segment):
     segment.fault = "hang"
     with pytest.raises(RetryLater, match="Segment did not answer in time") as error:
         SegmentClient(WRITE_KEY, segment.url).upload([MESSAGE], 0.2)
-    assert (type(error.value), error.value.code) == (RetryLater, "timeout")
+    assert (type(error.value), error.value.reason) == (RetryLater, "timeout")
 
 
 @pytest.mark.parametrize("seconds", [0.001, 1e-9])
 def test_an_upload_with_hardly_any_time_is_a_timeout_or_a_failed_connection(seconds):
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(RetryLater) as error:
         SegmentClient(WRITE_KEY, f"http://127.0.0.1:{silent.getsockname()[1]}").upload([MESSAGE], seconds)
-    assert error.value.code in ("timeout", "connection")
+    assert error.value.reason in ("timeout", "connection")
 
 
 # What the environment may say. -------------------------------------------------------------------
@@ -322,7 +323,7 @@ def test_check(status, headers, body, kind, reason, code, retry_after):
         check(response(status, headers, body))
     assert type(error.value) is kind
     assert str(error.value) == reason
-    assert getattr(error.value, "code", None) == code
+    assert getattr(error.value, "reason", None) == code
     assert getattr(error.value, "retry_after", None) == retry_after
 
 

@@ -5,11 +5,6 @@ const KEPT = 100; // rows, as many as the relay keeps
 const EVERY = 1000; // milliseconds
 const REFRESH = 3; // times that
 
-const LABELS = {
-  delivered: "delivered", dry_run: "dry run", dead_lettered: "dead letter",
-  retried: "retry", unauthorized: "unauthorized", rejected: "rejected",
-};
-
 const $ = (id) => document.getElementById(id);
 const list = $("webhooks"); // null in a live relay
 const editor = $("editor");
@@ -116,7 +111,7 @@ function row(webhook) {
   for (const part of (webhook.event || "(no name)").split(/(?<=[:_])/)) name.append(part, make("wbr", "")); // a long one breaks here
   const summary = make("summary", "", time, name);
   summary.append(make("span", "person", webhook.person || "(nobody)"));
-  summary.append(make("span", `chip ${webhook.outcome}`, LABELS[webhook.outcome]));
+  summary.append(make("span", `chip ${webhook.outcome}`, webhook.title));
   const more = [webhook.reason, webhook.size > 100_000 && `${webhook.size.toLocaleString()} bytes`, webhook.sample && "a sample from this page"];
   if (more.some(Boolean)) summary.append(make("span", "reason", more.filter(Boolean).join(" · ")));
   const details = make("details", "", summary);

@@ -1,0 +1,127 @@
+"""Every way in which a webhook can end, in one table: answers, metrics, log and page read it."""
+
+from math import ceil
+from typing import NamedTuple
+
+from translate import NotAnObject, Undeliverable, Untranslatable
+
+
+class Outcome(NamedTuple):
+    """What became of a webhook."""
+
+    label: str  # in the metrics
+    word: str  # the `status` in the body of the answer
+    title: str  # on the page
+    meaning: str  # what the sender makes of it
+
+
+DELIVERED = Outcome("delivered", "delivered", "delivered", "Segment has it.")
+DRY_RUN = Outcome("dry_run", "dry-run", "dry run", "A live relay answers so once Segment has it.")
+DEAD_LETTERED = Outcome(
+    *("dead_lettered", "dead-lettered", "dead-lettered"),
+    "Segment could never take it: it is kept whole, as a dead letter, and holds up nothing.",
+)
+RETRIED = Outcome("retried", "retry", "retried", "Customer.io sends it again, soon.")
+UNAUTHORIZED = Outcome(
+    "unauthorized",
+    "unauthorized",
+    "unauthorized",
+    "Customer.io would send it again for seven days, and hold back all others.",
+)
+REJECTED = Outcome("rejected", "rejected", "rejected", "Customer.io doesn't send such webhooks.")
+
+
+class Ended(Exception):
+    """A webhook that wasn't delivered.
+
+    `reason` is a key of `sentences`: a label of the metrics, perhaps with a variant behind a dot.
+    `str()` is its sentence, in which `detail` takes the place of {}. `retry_after` is in seconds.
+    """
+
+    sentences: dict[str, str]
+
+    def __init__(self, reason: str, detail: str = "", retry_after: float = 1):
+        super().__init__(self.sentences[reason].format(detail))
+        self.reason = reason.partition(".")[0]
+        self.retry_after = max(1, ceil(retry_after))
+
+
+class RetryLater(Ended):
+    """Not delivered yet: Customer.io sends it again."""
+
+    sentences = {
+        "timeout": "Segment did not answer in time",
+        "connection": "the connection to Segment failed",
+        "rate_limited": "Segment is limiting the rate",
+        "write_key": "Segment refuses the write key{}: check SEGMENT_WRITE_KEY",
+        "every_event": "Segment refuses every event (400): check SEGMENT_WRITE_KEY",
+        "not_segment": "what answered is not Segment: check SEGMENT_HOST and proxies",
+        "redirect": "Segment's address redirects elsewhere: check SEGMENT_HOST",
+        "not_success": "Segment answered that it failed",
+        "interrupted": "the upload was interrupted",
+        "body": "the body did not arrive whole",
+        "body.slow": "it took too long",
+        "busy": "too many large webhooks at once",
+        "dead_letter": "the dead letter could not be kept{}",
+        "dead_letter.slow": "the disk is too slow",
+        "internal": "the relay failed on it",
+    } | {f"segment_{status}": f"Segment answered {status}" for status in range(100, 600)}
+
+
+class TransientError(RetryLater):
+    """A failure that a second attempt may fix: a 5xx, a 408, a dropped connection."""
+
+
+class RateLimited(RetryLater):
+    """Segment answered 429: no worker calls it for some seconds."""
+
+
+class Unauthorized(Ended):
+    """The signature is missing, wrong or too old."""
+
+    sentences = {
+        "missing": "the X-CIO-Timestamp and X-CIO-Signature headers are required",
+        "bad_timestamp": "X-CIO-Timestamp is not a number of seconds",
+        "mismatch": "no configured key made this signature",
+        "expired": "X-CIO-Timestamp is more than eight days away from now",
+    }
+
+
+class BodyTooLarge(Ended):
+    """The body is above the limit of body.py."""
+
+    sentences = {"too_large": "the body is larger than 8,388,608 bytes"}
+
+
+class Rejected(Exception):
+    """Segment refuses an upload for good, because of an event in it, or of the key. `status` is that of its answer."""
+
+    def __init__(self, status: int):
+        super().__init__(f"Segment refuses it ({status})")
+        self.status = status
+
+
+# One exception, one status. Customer.io waits an hour after 400, 401, 403, 404, 405, 429, 500 and 502
+# (docs.customer.io, Reporting webhooks, "Timeouts and failures"). 503 and 422 are not on its list, and
+# proxies that eject a server after several 5xx (Envoy, outlier detection) don't count a stranger's 422.
+ENDS: dict[type[Ended | Untranslatable], tuple[int, Outcome]] = {
+    Undeliverable: (202, DEAD_LETTERED),
+    RetryLater: (503, RETRIED),
+    Unauthorized: (422, UNAUTHORIZED),
+    NotAnObject: (422, REJECTED),
+    BodyTooLarge: (413, REJECTED),
+}
+
+OUTCOMES = (DELIVERED, DRY_RUN, DEAD_LETTERED, RETRIED, UNAUTHORIZED, REJECTED)
+
+
+def _reasons(outcome: Outcome) -> dict[str, str]:
+    sentences = [kind.sentences for kind, (_, its_outcome) in ENDS.items() if its_outcome is outcome]
+    reasons = {
+        reason: sentence.format("") for each in sentences for reason, sentence in each.items() if "." not in reason
+    }
+    return reasons | {"other": "for another reason"} if reasons else {"": outcome.title}
+
+
+# The label of an outcome -> each of its reasons, as a label -> its sentence, without a detail.
+REASONS = {outcome.label: _reasons(outcome) for outcome in OUTCOMES}
