@@ -66,6 +66,7 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
             if config.signing_keys:
                 timestamp, signature = request.headers.get("X-CIO-Timestamp"), request.headers.get("X-CIO-Signature")
                 verify(webhook.body, timestamp or "", signature or "", config.signing_keys, time())
+                webhook.genuine = True
             try:
                 webhook.event = parse(webhook.body)
                 call = translate(webhook.event, received=datetime.now(UTC), **mapping)

@@ -14,6 +14,7 @@ from outcomes import Outcome
 class Webhook:
     arrived: float = field(default_factory=monotonic)  # on the monotonic clock
     body: bytes = b""
+    genuine: bool = False  # it has a right signature
     event: dict[str, Any] | None = None
     message: Message | None = None
     # Of its answer:

@@ -11,6 +11,7 @@ LATELY = 5  # minutes
 FLOOD = 5  # dead letters in that time, and a tenth of all webhooks
 
 WEBHOOK_PAGE = "Customer.io: Integrations > Reporting Webhooks > your webhook"
+ADD_WEBHOOK = "Customer.io: Integrations > Reporting Webhooks > Add"
 KEY_PAGE = "Segment: Connections > Sources > your source > Settings > API Keys"
 
 COMES_BACK = "Nothing is lost: Customer.io sends them again, for seven days."
@@ -28,7 +29,10 @@ REMEDIES = {
     "body": "Look at the network and the proxy between Customer.io and the relay.",
     "busy": "Turn Body Content off in Customer.io, or run more workers (WEB_CONCURRENCY).",
 }
-STRANGERS = ("body", "busy")  # anybody can cause these, so one of them is soon forgotten
+STRANGERS = ("body", "busy")  # anybody can cause these
+FORGOTTEN = 60  # minutes after the last one
+
+NOT_DELIVERING_AFTER = 300  # seconds
 
 SIGNING = (
     f"If they are Customer.io's: copy the signing key from {WEBHOOK_PAGE}; set CUSTOMERIO_SIGNING_KEY and restart. "
@@ -68,6 +72,7 @@ class Health(NamedTuple):
     failures: list[Tally]  # retried, unauthorized, rejected and dead_lettered
     successes: list[Tally]  # delivered and dry_run
     per_minute: dict[str, list[float]]
+    failing_since: dict[str, float]  # retried and unauthorized, without a success since; unix seconds, 0 for neither
 
 
 def wrong_now(health: Health, now: float, letters_in: str) -> list[Trouble]:
@@ -78,6 +83,25 @@ def wrong_now(health: Health, now: float, letters_in: str) -> list[Trouble]:
         if _lasts(failure, health, now)
     ]
     return found + _flood(health, letters_in)
+
+
+def not_delivering(health: Health, now: float, dry_run: bool) -> str:
+    """Say why webhooks have not been delivered for five minutes; "" if they are, or if none came.
+
+    A single forged signature is no reason, but those that have come for five minutes without a
+    genuine one are: that is what a wrong signing key looks like from here.
+    """
+    if dry_run:
+        return "DRY_RUN is on: nothing is sent to Segment"
+    genuine = (failure for failure in health.failures if failure.outcome == RETRIED.label)
+    unauthorized = (failure for failure in health.failures if failure.outcome == UNAUTHORIZED.label)
+    since = health.failing_since
+    if since[RETRIED.label] and now - since[RETRIED.label] >= NOT_DELIVERING_AFTER:
+        return next((failure.words for failure in genuine if failure.reason not in STRANGERS), "")
+    for failure in unauthorized:
+        if since[UNAUTHORIZED.label] and failure.last - since[UNAUTHORIZED.label] >= NOT_DELIVERING_AFTER:
+            return failure.words
+    return ""
 
 
 def over(health: Health, now: float) -> list[tuple[str, Tally]]:
@@ -119,46 +143,47 @@ def steps(
     genuine: str,
     delivered: str,
 ) -> list[Step]:
-    """Return the steps from a dry run to a live relay.
+    """Return the steps from a dry run to a live relay, in README.md's order.
 
     `refused` says that Segment refuses the write key now; `genuine` and `delivered` say when there
     was such an event, "" if never.
     """
-    write_key_next = f"Copy it from {KEY_PAGE}. It is set together with the last step."
-    if refused:
-        write_key_next = f"Segment refuses this one. {NEW_KEY}"
     keyed = write_key and not refused
-    if not signed and not dry_run:
-        genuine_next = "Without the signing key nobody can tell a genuine one."
-    else:
-        genuine_next = "Press Send test in Customer.io." if signed else "First set the signing key."
-    return [
-        Step(
-            "Public address",
-            reachable or bool(genuine),
-            "Customer.io reaches it."
-            if reachable or genuine
-            else f"This one is private. Deploy the relay, or open a tunnel (`cloudflared tunnel --url "
-            f"http://localhost:{port}`), and open this page at its address.",
-        ),
+    write_key_next = f"Segment refuses this one. {NEW_KEY}" if refused else f"Copy it from {KEY_PAGE}."
+    address_next = (
+        f"Deploy the relay, or open a tunnel (`cloudflared tunnel --url http://localhost:{port}`), and open this page "
+        "at its address: this one is private."
+    )
+    if reachable:
+        address_next = f"Give it to Customer.io: {ADD_WEBHOOK}. The first genuine webhook shows that it is right."
+    found = [
+        Step("Write key", keyed, "SEGMENT_WRITE_KEY is set." if keyed else write_key_next),
+        Step("Public address", bool(genuine), "Customer.io reaches it." if genuine else address_next),
         Step(
             "Signing key",
             signed,
             "CUSTOMERIO_SIGNING_KEY is set."
             if signed
-            else "In Customer.io: Integrations > Reporting Webhooks > Add, with the address above. "
-            "Set the key that it shows as CUSTOMERIO_SIGNING_KEY and restart.",
+            else f"{ADD_WEBHOOK}, with the address above. Set the key that it shows as CUSTOMERIO_SIGNING_KEY and "
+            "restart.",
         ),
-        Step("First genuine webhook", bool(genuine), genuine or genuine_next),
-        Step("Write key", keyed, "SEGMENT_WRITE_KEY is set." if keyed else write_key_next),
-        _last_step(dry_run, write_key, delivered),
+        Step(
+            "First genuine webhook",
+            bool(genuine),
+            genuine or ("Press Send test in Customer.io." if signed else "First set the signing key."),
+        ),
+        _last_step(dry_run, delivered),
     ]
+    if signed or dry_run:
+        return found
+    # Strangers read the page of a live relay, and needn't know that nobody checks signatures.
+    return [step for step in found if step.title in ("Write key", "Events in Segment")]
 
 
-def _last_step(dry_run: bool, write_key: bool, delivered: str) -> Step:
+def _last_step(dry_run: bool, delivered: str) -> Step:
     if dry_run:
-        setting = "Unset DRY_RUN" if write_key else "Set SEGMENT_WRITE_KEY, unset DRY_RUN"
-        return Step("Events in Segment", False, f"{setting} and restart.")
+        start = "Start the relay with both keys and without DRY_RUN"
+        return Step("Events in Segment", False, f'{start}: `.venv/bin/gunicorn "app:create_app()"`, not `make run`.')
     look = "Segment takes events for wrong keys too: look once in your source's Debugger."
     return Step(
         "Events in Segment", bool(delivered), f"{delivered} {look}" if delivered else "The first webhook brings one."
@@ -166,7 +191,12 @@ def _last_step(dry_run: bool, write_key: bool, delivered: str) -> Step:
 
 
 def is_private(host: str) -> bool:
-    """Return whether Customer.io can't reach this name or address: localhost, or one of a local network."""
+    """Return whether Customer.io can't reach this name or address: localhost, or one of a local network.
+
+    No name at all may be anybody's: a browser takes more for a name than the relay does.
+    """
+    if not host:
+        return False
     try:
         return not ipaddress.ip_address(host).is_global
     except ValueError:
@@ -180,12 +210,12 @@ def _lasts(failure: Tally, health: Health, now: float) -> bool:
     match failure.outcome, failure.reason:
         case RETRIED.label, "dead_letter":  # other events may do well, and prove nothing
             return failure.last > kept
-        case RETRIED.label, reason if reason in STRANGERS:
-            return failure.last > accepted and now - failure.last < LATELY * 60
+        case outcome, reason if outcome == UNAUTHORIZED.label or reason in STRANGERS:
+            genuine = max(accepted, kept)  # a dead letter, too, had the right signature
+            missing = now - genuine >= LATELY * 60
+            return missing and failure.last > genuine and now - failure.last < FORGOTTEN * 60
         case (RETRIED.label, _) | (REJECTED.label, "too_large"):
             return failure.last > accepted
-        case UNAUTHORIZED.label, _:  # a dead letter too had the right signature
-            return failure.last > max(accepted, kept)
     return False
 
 

@@ -13,10 +13,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from config import EU_HOST, SEGMENT_HOST, VERSION, Config
 from delivery import Message
 from ops import samples
-from outcomes import DELIVERED, REASONS, RETRIED
+from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, RETRIED, UNAUTHORIZED
 from shared import Shared
 
 STATUSES = re.compile("segment_[0-9]+")
+
+SUCCESSES = (DELIVERED.label, DRY_RUN.label, DEAD_LETTERED.label)  # those that Customer.io doesn't send again
 
 INFINITY = float("inf")
 # Upper bounds.
@@ -68,6 +70,8 @@ class Metrics:
         self._upload_events = Histogram(UPLOAD_EVENTS, column)
         self._uploads = next(column)
         self._first_genuine = next(column)  # when, in unix seconds
+        # When each began to fail, without a success since; outdated once there was one.
+        self._failing = {outcome.label: next(column) for outcome in (RETRIED, UNAUTHORIZED)}
         # What happened in each of the last minutes: which minute it is, the webhooks by outcome, the sum of ages.
         self._minutes = [{name: next(column) for name in ("minute", *REASONS, "age")} for _ in range(MINUTES + 1)]
         self._counts.row[self._uploads] = 0  # a killed worker's are over
@@ -85,6 +89,12 @@ class Metrics:
         """Note that a webhook with the right signature came."""
         row = self._counts.row
         row[self._first_genuine] = row[self._first_genuine] or time.time()
+
+    def failed(self, outcome: str) -> None:
+        """Note that a genuine webhook was RETRIED, or one that may be genuine UNAUTHORIZED."""
+        row, column = self._counts.row, self._failing[outcome]
+        if row[column] <= self.last_success():
+            row[column] = time.time()
 
     def acknowledged(self, event: dict[str, Any] | None) -> None:
         """Count the event of a webhook that won't come again, by its kind; None if it can't be read."""
@@ -193,6 +203,16 @@ class Metrics:
     def last_delivered(self) -> float:
         """Return when an event was last delivered, in unix seconds; 0 if never."""
         return max(self._counts.column(self._last[DELIVERED.label, ""]))
+
+    def last_success(self) -> float:
+        """Return when a webhook last got a 2xx, in unix seconds; 0 if none did."""
+        successes = (pair for pair in self._last if pair[0] in SUCCESSES)
+        return max(max(self._counts.column(self._last[pair])) for pair in successes)
+
+    def failing_since(self, outcome: str) -> float:
+        """Return when the first webhook failed for which there was no success since, in unix seconds; 0 if none did."""
+        success = self.last_success()
+        return min((since for since in self._counts.column(self._failing[outcome]) if since > success), default=0)
 
     def first_genuine(self) -> float:
         """Return when the first webhook with the right signature came, in unix seconds; 0 if none did."""

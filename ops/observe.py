@@ -10,7 +10,7 @@ from config import Config
 from logs import Repeats
 from ops.inspector import Inspector
 from ops.metrics import Metrics
-from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, Outcome
+from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, RETRIED, UNAUTHORIZED, Outcome
 from translate import occurred_at
 from webhook import Webhook
 
@@ -45,9 +45,12 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
 
     def count(webhook: Webhook, outcome: Outcome) -> None:
         metrics.answered(outcome.label, webhook.reason, monotonic() - webhook.arrived)
-        verified = bool(config.signing_keys) and (webhook.event is not None or outcome is DEAD_LETTERED)
-        if verified and not is_sample():
+        if webhook.genuine and not is_sample():
             metrics.genuine()
+        # Where nobody signs, any event is as good as genuine. A scanner's request has no signature at all.
+        genuine = webhook.genuine or webhook.event is not None
+        if (outcome is RETRIED and genuine) or (outcome is UNAUTHORIZED and webhook.reason in ("mismatch", "expired")):
+            metrics.failed(outcome.label)
         if outcome in (DELIVERED, DRY_RUN, DEAD_LETTERED):
             metrics.acknowledged(webhook.event)
         if outcome is DELIVERED and webhook.event and (occurred := occurred_at(webhook.event)):

@@ -1,11 +1,10 @@
-"""The page at /, with what it fetches, and /metrics."""
+"""The page at /, with what it fetches, /metrics and /delivering."""
 
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from flask import Blueprint, Response, abort, current_app, render_template, request
@@ -13,7 +12,7 @@ from markupsafe import escape
 
 import signature
 from body import MAX_BODY
-from config import EU_HOST, SEGMENT_HOST, Config
+from config import Config
 from ops import advice, samples
 from ops.inspector import Inspector, Webhook
 from ops.metrics import Metrics
@@ -89,6 +88,16 @@ def blueprint(config: Config, metrics: Metrics, started: float, inspector: Inspe
     def prometheus() -> Response:
         return Response(metrics_text(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @once_a_second
+    def why_not() -> str:
+        return advice.not_delivering(_health(metrics), time.time(), config.dry_run)
+
+    @pages.get("/delivering", provide_automatic_options=False)
+    def delivering() -> Any:
+        if reason := why_not():
+            return {"status": "not delivering", "reason": reason}, 503
+        return {"status": "delivering"}
+
     @pages.after_request
     def add_headers(response: Response) -> Response:
         response.headers.update(HEADERS)
@@ -142,14 +151,19 @@ def _add_inspector(pages: Blueprint, config: Config, inspector: Inspector) -> No
         return {"status": answer.status_code, "answer": answer.get_json(), "number": inspector.latest}
 
 
-def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool], dict[str, Any]]:
-    """Return a function that returns what the template needs, for addresses that are reachable or not."""
-    now = time.time()
-    health = advice.Health(
+def _health(metrics: Metrics) -> advice.Health:
+    return advice.Health(
         metrics.failures(outcome.label for outcome in (RETRIED, UNAUTHORIZED, REJECTED, DEAD_LETTERED)),
         metrics.failures(outcome.label for outcome in (DELIVERED, DRY_RUN)),
         metrics.per_minute(),
+        {outcome.label: metrics.failing_since(outcome.label) for outcome in (RETRIED, UNAUTHORIZED)},
     )
+
+
+def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool], dict[str, Any]]:
+    """Return a function that returns what the template needs, for addresses that are reachable or not."""
+    now = time.time()
+    health = _health(metrics)
     letters_in = "in the file that DEAD_LETTER_FILE names" if config.dead_letter_file else "on the log"
     troubles = advice.wrong_now(health, now, letters_in)
     last_delivered, first_genuine = metrics.last_delivered(), metrics.first_genuine()
@@ -172,7 +186,6 @@ def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool]
         "address": ADDRESS,
         "dry_run": config.dry_run,
         "signed": bool(config.signing_keys),
-        "destination": _destination(config),
         "started": started,
         "now": now,
         "troubles": troubles,
@@ -222,13 +235,6 @@ def _host() -> str:
     """Return the name or IP address in it."""
     host = request.host
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-
-
-def _destination(config: Config) -> str:
-    if config.dry_run:
-        return "nowhere: this is a dry run"
-    known = {SEGMENT_HOST: "Segment, in the US", EU_HOST: "Segment, in the EU"}
-    return known.get(config.segment_host, f"another host, {urlsplit(config.segment_host).hostname}")
 
 
 def _chart(series: dict[str, list[float]]) -> dict[str, Any]:

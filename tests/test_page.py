@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT, SIGNING_KEY, WRITE_KEY, InProcess, make_event, sign, until
 
 from ops import metrics, page, samples
+from shared import Shared
 from translate import translate
 
 JSON = {"Content-Type": "application/json"}
@@ -19,6 +20,21 @@ JSON = {"Content-Type": "application/json"}
 @pytest.fixture
 def live(always_fresh, segment):
     return InProcess(segment)
+
+
+@pytest.fixture
+def passing(monkeypatch):
+    """passing(seconds) lets time pass for counts and page."""
+    now = time.time()
+
+    def later(seconds):
+        nonlocal now
+        now += seconds
+
+    clock = SimpleNamespace(**vars(time) | {"time": lambda: now})
+    monkeypatch.setattr(metrics, "time", clock)
+    monkeypatch.setattr(page, "time", clock)
+    return later
 
 
 @pytest.fixture
@@ -143,19 +159,37 @@ def test_a_page_that_has_not_changed_is_not_sent_again(client):
 
 
 SETTINGS = {
-    "usual": ({}, "another host, 127.0.0.1"),
-    "the US": ({"SEGMENT_HOST": "https://api.segment.io"}, "Segment, in the US"),
-    "the EU": ({"SEGMENT_HOST": "https://events.eu1.segmentapis.com"}, "Segment, in the EU"),
     "a dry run": ({"DRY_RUN": "force"}, 'id="dry-run".*This is a dry run'),
     "a dry run is open": ({"DRY_RUN": "force"}, "The page shows webhooks to whoever opens it"),
-    "unsigned": ({"CUSTOMERIO_SIGNING_KEY": None, "ALLOW_UNSIGNED": "1"}, "takes? events|can send events to Segment"),
-    "a wrong key": ({"SEGMENT_WRITE_KEY": "shorter"}, "does not look like a write key"),
+    "a dry run that checks signatures": ({"DRY_RUN": "force"}, "<dt>Signatures</dt><dd>checked"),
+    "a dry run with a wrong key": ({"DRY_RUN": "force", "SEGMENT_WRITE_KEY": "shorter"}, "not look like a write key"),
 }
 
 
 @pytest.mark.parametrize(("settings", "words"), SETTINGS.values(), ids=SETTINGS.keys())
-def test_what_it_says_of_the_settings(segment, settings, words):
+def test_what_a_dry_run_says_of_the_settings(segment, settings, words):
     assert re.search(words, InProcess(segment, **settings).get("/").text)
+
+
+TOLD_TO_NOBODY = {
+    "unsigned": {"CUSTOMERIO_SIGNING_KEY": None, "ALLOW_UNSIGNED": "1"},
+    "unsigned no more": {"ALLOW_UNSIGNED": "1"},
+    "a wrong key": {"SEGMENT_WRITE_KEY": "shorter"},
+    "the EU": {"SEGMENT_HOST": "https://events.eu1.segmentapis.com"},
+}
+
+
+@pytest.mark.parametrize("settings", TOLD_TO_NOBODY.values(), ids=TOLD_TO_NOBODY.keys())
+def test_a_live_page_tells_strangers_no_settings(segment, settings):
+    def shown(**settings):
+        html = InProcess(segment, **settings).get("/").text
+        return re.sub(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC", "", html)
+
+    told = shown(**settings)
+    for words in ("unsigned", "signature", "ignatures", "eu1", "look like", "Events go to"):
+        assert words not in told
+    if settings.get("CUSTOMERIO_SIGNING_KEY", "") is not None:
+        assert told == shown()
 
 
 def test_a_live_page_does_not_speak_of_a_dry_run(client):
@@ -196,6 +230,30 @@ def test_events_that_are_all_refused_are_a_wrong_key(live, segment):
     assert "retried-every_event" in troubles(html)
     assert not steps(html)["Write key"][0]
     assert "Copy the write key again" in html
+
+
+STRANGERS = {  # what anybody can cause -> the trouble that it is where genuine webhooks are missing
+    "a forged signature": (b"{}", sign(b"{}", key="another"), "unauthorized-mismatch"),
+    "no signature": (b"{}", {}, "unauthorized-missing"),
+    "an old one": (b"{}", sign(b"{}", "1585250199"), "unauthorized-expired"),
+}
+
+
+@pytest.mark.parametrize(("body", "headers", "trouble"), STRANGERS.values(), ids=STRANGERS.keys())
+def test_what_strangers_cause_is_a_trouble_only_where_genuine_webhooks_are_missing(
+    live, passing, body, headers, trouble
+):
+    live.post(body, headers)
+    assert troubles(live.get("/").text) == [trouble]
+    live.post(make_event())
+    for seconds in (0, 100, 198):
+        passing(seconds)
+        live.post(body, headers)
+        assert troubles(live.get("/").text) == []
+    passing(2)
+    assert troubles(live.get("/").text) == [trouble]  # five minutes without a genuine one
+    passing(3_600)
+    assert troubles(live.get("/").text) == []
 
 
 def test_an_unauthorized_webhook_is_a_trouble_until_a_genuine_one_comes(live):
@@ -266,7 +324,16 @@ def test_the_steps_of_a_first_dry_run():
     assert [done for done, _ in found.values()] == [False] * 5
     assert "cloudflared tunnel --url http://localhost:8123" in found["Public address"][1]
     assert "CUSTOMERIO_SIGNING_KEY" in found["Signing key"][1]
-    assert steps(relay.get("/", PUBLIC).text)["Public address"][0]
+    assert ".venv/bin/gunicorn &#34;app:create_app()&#34;" in found["Events in Segment"][1]
+    # A stranger, too, can send a Host header: only a genuine webhook shows that Customer.io reaches the relay.
+    done, words = steps(relay.get("/", PUBLIC).text)["Public address"]
+    assert (done, "Give it to Customer.io" in words) == (False, True)
+
+
+def test_the_steps_are_those_of_the_readme():
+    relay = InProcess(DRY_RUN="1", SEGMENT_WRITE_KEY=None, CUSTOMERIO_SIGNING_KEY=None)
+    titles = re.findall(r"^\d\. \*\*(.+?)\.\*\*", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert list(steps(relay.get("/").text)) == titles
 
 
 @pytest.mark.parametrize("host", PRIVATE_HOSTS)
@@ -294,33 +361,114 @@ def test_the_first_genuine_webhook_and_not_a_sample_nor_a_stranger(dry):
 
 # What a live relay gets first, whatever Segment answers -> whether it is a genuine webhook.
 FIRST = {
-    "an event": (make_event(), None, True),
     "an event that Segment doesn't take now": (make_event(), "500", True),
     "an event that is a dead letter": (make_event(metric=None), None, True),
     "an event that is nested too deeply": (b'{"a":' * 20_000 + b"1" + b"}" * 20_000, None, True),
     "no object": (b"[]", None, True),
+    "no signature": (b"[]", None, False),
 }
 
 
 @pytest.mark.parametrize(("event", "fault", "genuine"), FIRST.values(), ids=FIRST.keys())
 def test_a_live_relay_too_says_when_the_first_genuine_webhook_came(live, segment, event, fault, genuine):
     segment.fault = fault
-    live.post(event)
+    live.post(event, headers=None if genuine else {})
     done, words = steps(live.get("/").text)[GENUINE]
     assert (done, bool(re.fullmatch(ARRIVED, words))) == (genuine, genuine), words
 
 
 def test_without_a_signing_key_nobody_can_tell_a_genuine_webhook(segment):
     live = InProcess(segment, CUSTOMERIO_SIGNING_KEY=None, ALLOW_UNSIGNED="1")
-    live.post(make_event())
-    assert steps(live.get("/").text)[GENUINE] == (False, "Without the signing key nobody can tell a genuine one.")
+    assert list(steps(live.get("/").text)) == ["Write key", "Events in Segment"]
 
 
-def test_all_steps_are_done_once_events_flow(live):
+def test_the_steps_fold_into_a_line_once_events_flow(live):
     assert not all(done for done, _ in steps(live.get("/", PUBLIC).text).values())
     live.post(make_event())
-    found = steps(live.get("/").text)
-    assert [done for done, _ in found.values()] == [True] * 5
+    html = live.get("/").text
+    assert steps(html) == {}
+    assert 'Live <span class="soft">all 5 steps done</span>' in html
+
+
+# --- /delivering, for a monitor that knows nothing but a status ---
+
+
+def forged(event):
+    body = json.dumps(event).encode()
+    return body, sign(body, key="another")
+
+
+# What comes ("500" while Segment fails), or the seconds that pass -> the reason, "" for a 200.
+DOWN = "Segment answered 500"
+FORGED = "no configured key made this signature"
+DELIVERING = {
+    "nothing came": ("900", ""),
+    "events are delivered": ("ok 900 ok", ""),
+    "an outage begins": ("ok 500 299", ""),
+    "an outage of five minutes": ("ok 500 301", DOWN),
+    "an outage whose retries are far apart": ("ok 500 100 500 3000", DOWN),
+    "an outage that began long after the last success": ("ok 9000 500 299", ""),
+    "an outage that is over": ("500 300 ok", ""),
+    "a second outage": ("500 400 ok 10 500 299", ""),
+    "a second outage of five minutes": ("500 400 ok 10 500 301", DOWN),
+    "dead letters stop nobody": ("500 400 dead", ""),
+    "one forged signature": ("ok forged 9000", ""),
+    "forged ones among genuine ones": ("ok forged 200 ok forged 200 forged", ""),
+    "a wrong signing key": ("ok forged 200 forged 101 forged", FORGED),
+    "a signing key that is right again": ("forged 400 forged ok", ""),
+    "a scanner": ("unsigned 200 unsigned 200 unsigned", ""),
+}
+
+
+@pytest.mark.parametrize(("story", "reason"), DELIVERING.values(), ids=DELIVERING.keys())
+def test_delivering(live, segment, passing, story, reason):
+    for number, word in enumerate(story.split()):
+        passing(0.001)
+        segment.fault = "500" if word == "500" else None
+        match word:
+            case "ok" | "500":
+                live.post(make_event(number))
+            case "dead":
+                live.post(make_event(number, metric=None))
+            case "forged":
+                live.post(*forged(make_event(number)))
+            case "unsigned":
+                live.post(make_event(number), headers={})
+            case seconds:
+                passing(int(seconds))
+    answer = live.get("/delivering")
+    expected = {"status": "not delivering", "reason": reason} if reason else {"status": "delivering"}
+    assert (answer.status_code, answer.json()) == (503 if reason else 200, expected)
+
+
+def test_a_dry_run_delivers_nothing():
+    answer = InProcess(DRY_RUN="1", SEGMENT_WRITE_KEY=None).get("/delivering")
+    assert (answer.status_code, answer.json()["reason"]) == (503, "DRY_RUN is on: nothing is sent to Segment")
+
+
+def test_delivering_looks_at_most_once_a_second(client, monkeypatch):
+    calls, now = [], 100.0
+    look = page.advice.not_delivering
+    monkeypatch.setattr(page.advice, "not_delivering", lambda *args: calls.append(1) or look(*args))
+    monkeypatch.setattr(page, "time", clock(lambda: now))
+    for _ in range(100):
+        assert client.get("/delivering").status_code == 200
+        now += 0.009
+    assert len(calls) == 1
+
+
+def test_one_worker_delivers_while_another_fails(segment, always_fresh, passing):
+    shared = Shared()
+    one = InProcess(segment, shared)
+    segment.fault = "500"
+    one.post(make_event(1))
+    passing(300)
+    assert one.get("/delivering").status_code == 503
+    shared.counts.use_row(1)
+    other = InProcess(segment, shared)
+    segment.fault = None
+    other.post(make_event(2))
+    assert one.get("/delivering").status_code == 200
 
 
 # --- The inspector ---
