@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from translate import namespace
+from translate import ADDRESSES, namespace
 
 VERSION = "1.0.0"
 
@@ -161,6 +161,11 @@ class _Reader:
             self.problems.append(
                 f"{name} is a list of names with commas between them, like recipient,subject. "
                 "A name has letters, digits, _ - . and $."
+            )
+        left = [address for address in ADDRESSES if not any(f"{address}.".startswith(f"{name}.") for name in names)]
+        if left and len(left) < len(ADDRESSES):
+            self.warnings.append(
+                f"{name} leaves the person's address in {', '.join(left)}: add that too, to keep it out of Segment."
             )
         return frozenset(names)
 

@@ -13,6 +13,8 @@ from config import EU_HOST, SEGMENT_HOST, VERSION, Config
 from delivery import Message
 from ops import samples
 from shared import Shared
+from translate import Undeliverable
+from translate import kind as kind_of
 
 STATUSES = {f"segment_{status}": f"Segment answered {status}" for status in range(100, 600)}
 
@@ -69,6 +71,9 @@ AGE_SECONDS = (1, 5, 15, 60, 300, 900, 3_600, 4 * 3_600, 24 * 3_600, 3 * 24 * 3_
 
 MINUTES = 60  # of the chart
 
+DOCUMENTED = frozenset(samples.EVENTS.values())
+OTHER = ("other", "other")
+
 
 class Histogram:
     """Columns of a histogram: one for each bucket, and one for the sum."""
@@ -103,7 +108,7 @@ class Metrics:
         pairs = [(outcome, code) for outcome, codes in REASONS.items() for code in codes]
         self._webhooks = {pair: next(column) for pair in pairs}
         self._last = {pair: next(column) for pair in pairs}  # when, in unix seconds
-        self._events = {pair: next(column) for pair in (*samples.EVENTS.values(), ("other", "other"))}
+        self._events = {pair: next(column) for pair in (*DOCUMENTED, OTHER)}
         self._answer_seconds = Histogram(ANSWER_SECONDS, column)
         self._age_seconds = Histogram(AGE_SECONDS, column)
         self._upload_seconds = Histogram(UPLOAD_SECONDS, column)
@@ -273,10 +278,12 @@ class Metrics:
 
 def kind(event: dict[str, Any]) -> tuple[str, str]:
     """Return (object_type, metric) of an event that Customer.io documents, and ("other", "other") of all else."""
-    # The legacy form has both in one; the event about preferences has no object_type.
-    legacy, current = event.get("event_type"), f"{event.get('object_type') or 'customer'}_{event.get('metric')}"
-    name = legacy if isinstance(legacy, str) and legacy.strip() else current
-    return samples.EVENTS.get(name, ("other", "other"))
+    try:
+        channel, metric = kind_of(event)
+    except Undeliverable:  # it has no name
+        return OTHER
+    pair = (channel or "customer", metric)  # the event about preferences may have no object_type
+    return pair if pair in DOCUMENTED else OTHER
 
 
 def _region(host: str) -> str:

@@ -338,6 +338,14 @@ WARNED = {
     "a write key with a dash": ({"SEGMENT_WRITE_KEY": f"{KEY[:31]}-"}, "does not look like a write key"),
     "a dry run": ({"DRY_RUN": "force"}, "nothing is sent to Segment, and the events are not kept"),
     "http": ({"SEGMENT_HOST": "http://segment.example"}, "not https"),
+    "an address left out in one property": (
+        {"OMIT_PROPERTIES": "recipient,subject"},
+        "leaves the person's address in identifiers.email, email_address: add that too",
+    ),
+    "an address left out in two": (
+        {"OMIT_PROPERTIES": "identifiers,recipient"},
+        "leaves the person's address in email_address: add that too",
+    ),
 }
 
 
@@ -345,6 +353,20 @@ WARNED = {
 def test_warns(env, warning):
     (found,) = read(**env).warnings
     assert warning in found
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "identifiers.email,email_address,recipient",
+        "identifiers,email_address,recipient,subject",
+        "content,headers,variables",
+        "identifiers.id,identifiers.email_,recipients",
+        "",
+    ],
+)
+def test_does_not_warn_where_the_address_is_left_out_in_all_properties_or_in_none(names):
+    assert read(OMIT_PROPERTIES=names).warnings == ()
 
 
 SECRETS = {"SEGMENT_WRITE_KEY": "hidden-write-key", "CUSTOMERIO_SIGNING_KEY": "hidden-signing-key"}

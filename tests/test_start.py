@@ -131,7 +131,7 @@ def test_make_run_is_a_dry_run_on_this_machine_only_whatever_keys_are_set():
         process.terminate()
         log, _ = process.communicate(timeout=10)
     assert f"Trying out the relay at {url}. DRY_RUN is on: nothing is sent to Segment." in log
-    assert f"curl -d @tests/events/legacy.json {url}/webhook" in log
+    assert f"curl -d @tests/events/email_opened.json {url}/webhook" in log
 
 
 def test_make_run_invites_nobody_to_another_programs_port():

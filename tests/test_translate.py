@@ -66,6 +66,8 @@ def test_a_slack_channel_is_nobodys_email_address():
         "properties": SLACK["data"],
         "context": {
             "event_id": "01E4C4HDQ7P1X9GWKJ3S0F2ABC",
+            "object_type": "slack",
+            "metric": "clicked",
             "trigger_event_id": "01E4C4G1S04QCV1NASF4NWMQNR",
             "integration": {"name": "Customer.io"},
         },
@@ -148,6 +150,20 @@ WHO = {  # data -> userId, anonymousId, email
     "identifiers.email first": ({"email_address": "b@b.b", "identifiers": {"email": EMAIL}}, None, EMAIL, EMAIL),
     "recipient of an email": ({"recipient": EMAIL, "identifiers": {"cio_id": "d9"}}, None, EMAIL, EMAIL),
     "name and address": ({"email_address": f"Ada L. <{EMAIL}>"}, None, EMAIL, EMAIL),
+    "with capitals": ({"email_address": "Ada <Ada@Example.org>"}, None, "Ada@Example.org", "Ada@Example.org"),
+    "the first of a list": ({"recipient": f"Ada L. <{EMAIL}>, b@b.b"}, None, EMAIL, EMAIL),
+    "of bare addresses": ({"recipient": f"{EMAIL},b@b.b"}, None, EMAIL, EMAIL),
+    "with semicolons": ({"recipient": f" {EMAIL} ; B <b@b.b>"}, None, EMAIL, EMAIL),
+    "a bare one, then a name": ({"recipient": f"{EMAIL}, B <b@b.b>"}, None, EMAIL, EMAIL),
+    "a comma in a name": ({"recipient": f'"Lovelace, Ada" <{EMAIL}>, b@b.b'}, None, EMAIL, EMAIL),
+    "an address as a name": ({"recipient": f'"b@b.b, B" <{EMAIL}>, c@c.c'}, None, EMAIL, EMAIL),
+    "a comma in a name without quotes": ({"recipient": f"Lovelace, Ada <{EMAIL}>"}, None, EMAIL, EMAIL),
+    "half a quote": ({"recipient": f'Ada "L <{EMAIL}>'}, None, EMAIL, EMAIL),
+    "of a list, with an id": ({"customer_id": "1", "recipient": f"{EMAIL}, b@b.b"}, "1", None, EMAIL),
+    "a list that begins with none": ({"recipient": '"a,b"@c.d, b@b.b'}, None, '"a,b"@c.d, b@b.b', None),
+    "a list of none": ({"recipient": "Ada, Bob"}, None, "Ada, Bob", None),
+    "an address within a text": ({"recipient": f"to {EMAIL} and others"}, None, f"to {EMAIL} and others", None),
+    "a name, and no address": ({"email_address": "Ada <ada>"}, None, "ada", None),
     "cio_id": ({"identifiers": {"id": "", "email": None, "cio_id": "d9c1"}}, None, "d9c1", None),
     "an email that is none": ({"identifiers": {"email": "not an address"}}, None, "not an address", None),
     "identifiers that are none": ({"identifiers": ["x"], "customer_id": "1"}, "1", None, None),
@@ -197,6 +213,29 @@ def test_about_nobody_it_is_undeliverable(data):
 def test_without_an_object_of_data_it_names_nobody(data):
     with pytest.raises(Undeliverable, match="it names nobody"):
         call(OPENED | {"data": data})
+
+
+# Which events are about an email, so that their recipient is an address.
+ABOUT_EMAIL = {
+    "by object_type": ({"object_type": "email", "metric": "opened"}, True),
+    "in capitals": ({"object_type": "Email", "metric": "opened"}, True),
+    "in the legacy form, by the name": ({"event_type": "email_opened"}, True),
+    "a channel that begins so": ({"object_type": "email_digest", "metric": "opened"}, False),
+    "a metric that begins so": ({"metric": "email_opened"}, False),
+    "a legacy name that begins otherwise": ({"event_type": "customer_subscribed", "object_type": "email"}, False),
+}
+
+
+@pytest.mark.parametrize(("form", "is_about"), ABOUT_EMAIL.values(), ids=ABOUT_EMAIL.keys())
+def test_about_an_email_the_recipient_is_the_person(form, is_about):
+    event = {"event_id": "1", "timestamp": 1, "data": {"recipient": EMAIL, "identifiers": {"cio_id": "d9"}}}
+    assert call(event | form)["anonymous_id"] == (EMAIL if is_about else "d9")
+
+
+@pytest.mark.parametrize("text", ['"' * 2**20, "a@" * 2**20, "<" * 2**20, 'a",' * 2**20, '\\"' * 2**20, "@<," * 2**20])
+def test_an_address_of_megabytes_is_read_in_one_go(text):
+    """Were the time quadratic, this would take hours."""
+    assert call(about(recipient=text))["anonymous_id"]
 
 
 def test_a_phone_number_is_nobody():
@@ -301,6 +340,24 @@ def test_unknown_keys_of_the_envelope_are_kept_in_context():
     assert result["context"]["new"] == {"a": [1]}
 
 
+KEPT = {  # the form of an event -> what of it is in context
+    "today's": ({"object_type": "in_app", "metric": "clicked"}, {"object_type": "in_app", "metric": "clicked"}),
+    "as they came": ({"object_type": " In_App", "metric": "CLICKED"}, {"object_type": " In_App", "metric": "CLICKED"}),
+    "no channel": ({"metric": "clicked"}, {"metric": "clicked"}),
+    "an empty channel": ({"object_type": "", "metric": "clicked"}, {"object_type": "", "metric": "clicked"}),
+    "the legacy one": ({"event_type": "in_app_clicked"}, {}),
+    "both": ({"event_type": "a_b", "object_type": {}, "metric": 5}, {"object_type": {}, "metric": 5}),
+    "a name that is no text": ({"event_type": 7, "metric": "clicked"}, {"event_type": 7, "metric": "clicked"}),
+}
+
+
+@pytest.mark.parametrize(("form", "kept"), KEPT.values(), ids=KEPT.keys())
+def test_channel_and_metric_are_kept_in_context(form, kept):
+    """A name can't be split safely: in_app_clicked."""
+    context = call({"event_id": "1", "timestamp": 1, "data": {"customer_id": "1"}} | form)["context"]
+    assert context == {"event_id": "1", "integration": {"name": "Customer.io"}} | kept
+
+
 def test_keys_that_mean_something_to_segment_are_kept_apart():
     result = call(OPENED | {"traits": {"plan": "x"}, "ip": "192.0.2.1", "library": 1})
     assert result["context"]["traits"] == {"email": "ada@example.org"}
@@ -314,6 +371,7 @@ RESERVED = {  # as Segment's "Spec: Common Fields" names them, and two that its 
     "channel": "server",
     "consent": {"categoryPreferences": {"ads": False}},
     "device": {"id": "x"},
+    "direct": True,
     "externalIds": [{"id": "x", "type": "ga_client_id"}],
     "groupId": "g",
     "instanceId": "i",
@@ -356,9 +414,80 @@ def test_omitted_properties_never_leave_in_any_form():
     assert "ada@example.org" not in json.dumps(result)
 
 
+DEVICES = [{"device_id": "x", "device_platform": "ios"}, {"device_id": "y"}, "z", [{"device_id": 1, "a": 2}]]
+OMITTED = {  # the names -> data before and after
+    "a name": ("subject", {"subject": "s", "a": 1}, {"a": 1}),
+    "in an object": ("identifiers.email", {"identifiers": {"id": "1", "email": EMAIL}}, {"identifiers": {"id": "1"}}),
+    "the last in an object": ("a.b", {"a": {"b": 1}}, {"a": {}}),
+    "in each object of a list": (
+        "recipients.device_id",
+        {"recipients": DEVICES},
+        {"recipients": [{"device_platform": "ios"}, {}, "z", [{"a": 2}]]},
+    ),
+    "three deep": ("a.b.c", {"a": {"b": [{"c": 1, "d": 2}]}, "b": {"c": 3}}, {"a": {"b": [{"d": 2}]}, "b": {"c": 3}}),
+    "a dot in the name counts first": ("a.b", {"a.b": 1, "a": {"b": 2}}, {"a": {"b": 2}}),
+    "also in an object": ("a.b.c", {"a": {"b.c": 1, "b": {"c": 2}}}, {"a": {"b": {"c": 2}}}),
+    "also of the outer name": ("a.b.c", {"a.b": {"c": 1}, "a": {"b": {"c": 2}}}, {"a.b": {}, "a": {"b": {"c": 2}}}),
+    "a dot in a name that has no such property": (
+        "a.b.c",
+        {"a.b": 1, "a": {"b": {"c": 2}}},
+        {"a.b": 1, "a": {"b": {}}},
+    ),
+    "an object and what is in it": ("a,a.b", {"a": {"b": 1}, "c": 2}, {"c": 2}),
+    "what isn't there": ("a.b,x.y,z", {"a": {"c": 1}, "x": "y"}, {"a": {"c": 1}, "x": "y"}),
+    "no object": ("a.b", {"a": None, "b": 1}, {"a": None, "b": 1}),
+    "not deeper than it says": ("b", {"a": {"b": 1}}, {"a": {"b": 1}}),
+    "a text is no list": ("a.0", {"a": "xyz"}, {"a": "xyz"}),
+}
+
+
+@pytest.mark.parametrize(("names", "before", "after"), OMITTED.values(), ids=OMITTED.keys())
+def test_omit(names, before, after):
+    event = about(customer_id="1", **before)
+    was = json.dumps(event)
+    result = call(event, omit=frozenset(names.split(",")))
+    assert result["properties"] == {"customer_id": "1"} | after
+    assert json.dumps(event) == was
+    assert result | {"properties": 0} == call(event) | {"properties": 0} | {"context": result["context"]}
+
+
+# The recipe of the README.
+NO_ADDRESS_AT_ALL = frozenset({"identifiers.email", "email_address", "recipient"})
+WITHOUT_ADDRESS = {  # data -> who it is then
+    "an id": ({"customer_id": "7", "identifiers": {"id": "7", "email": EMAIL, "cio_id": "d9"}}, ("7", None)),
+    "no id": ({"identifiers": {"id": None, "email": EMAIL, "cio_id": "d9"}}, (None, "d9")),
+    "an address twice": ({"email_address": EMAIL, "identifiers": {"email": EMAIL, "cio_id": "d9"}}, (None, "d9")),
+}
+
+
+@pytest.mark.parametrize(("data", "who"), WITHOUT_ADDRESS.values(), ids=WITHOUT_ADDRESS.keys())
+def test_without_the_address_a_person_is_known_by_id_or_cio_id(data, who):
+    result = message(about(recipient=EMAIL, **data), omit=NO_ADDRESS_AT_ALL)
+    assert (result["userId"], result["anonymousId"]) == who
+    assert EMAIL not in json.dumps(result)
+
+
+def test_without_the_address_and_without_another_id_it_names_nobody():
+    with pytest.raises(Undeliverable, match="it names nobody"):
+        call(about(recipient=EMAIL, identifiers={"email": EMAIL}), omit=NO_ADDRESS_AT_ALL)
+
+
+@pytest.mark.parametrize("levels", [100, 990, 5_000])
+def test_omit_in_what_is_nested_deeply(levels):
+    value = 1
+    for _ in range(levels):
+        value = [value]
+    event = about(customer_id="1", a=value)
+    if levels > 100:
+        with pytest.raises(Undeliverable, match="nested too deeply"):
+            message(event, omit=frozenset({"a.b"}))
+    else:
+        assert message(event, omit=frozenset({"a.b"}))["properties"]["a"] == value
+
+
 def test_translate_leaves_the_event_as_it_was():
     before = json.dumps(OPENED)
-    message(OPENED, omit=frozenset({"subject"}))
+    message(OPENED, omit=frozenset({"subject", "identifiers.email"}))
     assert json.dumps(OPENED) == before
 
 
