@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from translate import ADDRESSES, namespace
+from translate import ADDRESSES, CUSTOMERIO, NAMES, namespace
 
 VERSION = "1.0.0"
 
@@ -53,6 +53,7 @@ class Config:
     segment_write_key: str = field(repr=False)
     signing_keys: tuple[str, ...] = field(repr=False)
     segment_host: str = SEGMENT_HOST
+    event_names: str = CUSTOMERIO
     event_prefix: str = EVENT_PREFIX
     omit_properties: frozenset[str] = frozenset()
     echo_to_customerio: bool = False
@@ -69,6 +70,7 @@ class Config:
         return {
             "namespace": namespace(self.segment_write_key),
             "prefix": self.event_prefix,
+            "names": self.event_names,
             "omit": self.omit_properties,
             "echo": self.echo_to_customerio,
         }
@@ -109,6 +111,7 @@ class Config:
                 "(ALLOW_UNSIGNED=1 runs without one, and takes events from anyone.)"
             )
 
+        event_names = read.choice("EVENT_NAMES", CUSTOMERIO, NAMES)
         dead_letter_file = read.unquoted("DEAD_LETTER_FILE") or None
         if dead_letter_file and (why := file_problem(dead_letter_file)):
             read.problems.append(f"DEAD_LETTER_FILE cannot be appended to: {why}.")
@@ -117,7 +120,8 @@ class Config:
             segment_write_key=write_key,
             signing_keys=signing_keys,
             segment_host=read.host("SEGMENT_HOST"),
-            event_prefix=read.prefix("EVENT_PREFIX"),
+            event_names=event_names,
+            event_prefix=read.prefix("EVENT_PREFIX", EVENT_PREFIX if event_names == CUSTOMERIO else ""),
             omit_properties=read.omitted("OMIT_PROPERTIES"),
             echo_to_customerio=read.flag("ECHO_TO_CUSTOMERIO"),
             dead_letter_file=dead_letter_file,
@@ -169,13 +173,13 @@ class _Reader:
             )
         return frozenset(names)
 
-    def prefix(self, name: str) -> str:
-        # Not stripped: a prefix may end in a space, and an empty one means none.
-        value = self._env.get(name, EVENT_PREFIX)
+    def prefix(self, name: str, default: str) -> str:
+        # Not stripped: a prefix may end in a space, and a blank one means none.
+        value = self._env.get(name, default)
         self.unquoted(name)
         if not value.isprintable():
             self.problems.append(f"{name} has a control character in it, like a line break: set it again.")
-        return value
+        return value if value.strip() else ""
 
     def write_key(self, name: str) -> str:
         key = self.text(name)

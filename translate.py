@@ -24,8 +24,34 @@ NO_ECHO = {"Customer.io": False, "Customer.io (Actions)": False}
 # Where the person's email address stands, the first one first; `recipient` holds it in an email's events.
 ADDRESSES = ("identifiers.email", "email_address", "recipient")
 
-# The channels that Customer.io documents. Others will come.
-CHANNELS = ("customer", "email", "push", "sms", "whatsapp", "slack", "webhook", "in_app")
+# The channels that Customer.io documents, with their words in SEGMENT names. Others will come.
+CHANNELS = {
+    "customer": "Customer",
+    "email": "Email",
+    "push": "Push",
+    "sms": "SMS",
+    "whatsapp": "WhatsApp",
+    "slack": "Slack",
+    "webhook": "Webhook",
+    "in_app": "In-App",
+}
+
+# The names of events: Customer.io's own (email_clicked), or those that Segment's Customer.io source, its email spec and
+# Customer.io's source "Journeys Message Metrics" (docs.customer.io) agree on (Email Link Clicked).
+CUSTOMERIO, SEGMENT = "customerio", "segment"
+NAMES = (CUSTOMERIO, SEGMENT)
+
+# What differs from the metric in title case.
+METRICS = {"clicked": "Link Clicked", "dropped": "Suppressed", "spammed": "Marked as Spam"}
+IN_APP_METRICS = METRICS | {"clicked": "Clicked"}
+
+# What changes about a person has no channel in its name, though one may have caused it.
+PERSON_CHANGES = {
+    "subscribed": "Subscribed",
+    "unsubscribed": "Unsubscribed",
+    "cio_subscription_preferences_changed": "Subscription Preferences Changed",
+    "subscription_preferences_changed": "Subscription Preferences Changed",  # as a webhook's settings call it
+}
 
 EMAIL = re.compile(r"[^@\s,;:<>]+@[^@\s,;:<>/?#]+")
 NAMED = re.compile(r"[^<>]*<([^<>\s]+)>\s*")
@@ -88,6 +114,7 @@ def translate(
     received: datetime,
     namespace: str = "",
     prefix: str = "customerio:",
+    names: str = CUSTOMERIO,
     omit: frozenset[str] = frozenset(),
     echo: bool = False,
 ) -> dict[str, Any]:
@@ -95,12 +122,12 @@ def translate(
 
     The same event always gives the same call, `message_id` included (but for `received`,
     which stands in for a timestamp that cannot be read): when Customer.io delivers an
-    event twice, Segment can tell, and keeps one. `omit` names properties to leave
+    event twice, Segment can tell, and keeps one. `names` is one of NAMES. `omit` names properties to leave
     out, "a.b" the `b` in `a`; they don't identify the person either.
     Raises Undeliverable when the event has no name, or names nobody.
     """
     properties = properties_of(event, omit)
-    name = event_name(event)
+    name = event_name(event, names)
     person = person_of(event, properties)
     when = occurred_at(event)
 
@@ -148,10 +175,25 @@ class Person(NamedTuple):
     email: str | None
 
 
-def event_name(event: dict[str, Any]) -> str:
-    """Return the name of an event, without a prefix. Raise Undeliverable if it has none."""
+def event_name(event: dict[str, Any], names: str = CUSTOMERIO) -> str:
+    """Return the name of an event, without a prefix; `names` is one of NAMES. Raise Undeliverable if it has none."""
     legacy, channel, metric = _words(event)
-    return legacy or (f"{channel}_{metric}" if channel else metric)
+    name = legacy or (f"{channel}_{metric}" if channel else metric)
+    if names != SEGMENT:
+        return name
+    channel, metric = kind(event)
+    if metric in PERSON_CHANGES and not _is_of_an_email(event, channel, metric):
+        return PERSON_CHANGES[metric]
+    metrics = IN_APP_METRICS if channel == "in_app" else METRICS
+    words = CHANNELS.get(channel) or _title(channel), metrics.get(metric) or _title(metric)
+    return " ".join(filter(None, words)) or name  # which may have nothing but `_`
+
+
+def _is_of_an_email(event: dict[str, Any], channel: str, metric: str) -> bool:
+    """Return whether an email counts an unsubscription; email/unsubscribed may also be a person's change."""
+    return (channel, metric) == ("email", "unsubscribed") and bool(
+        _is_text(event.get("event_type")) or _id(properties_of(event).get("delivery_id"))
+    )
 
 
 def kind(event: dict[str, Any]) -> Kind:
@@ -159,9 +201,13 @@ def kind(event: dict[str, Any]) -> Kind:
     legacy, channel, metric = map(_key, _words(event))
     if not legacy:
         return Kind(channel, metric)
-    known = next((channel for channel in CHANNELS if legacy.startswith(f"{channel}_")), None)
-    if known:
-        return Kind(known, legacy.removeprefix(f"{known}_"))
+    # Without the `_`, which in_app has too, a name can be split only where one of the two is known.
+    for known in CHANNELS:
+        if legacy.startswith(f"{known}_"):
+            return Kind(known, legacy.removeprefix(f"{known}_"))
+    for known in PERSON_CHANGES:
+        if f"_{legacy}".endswith(f"_{known}"):
+            return Kind(legacy.removesuffix(known).removesuffix("_"), known)
     channel, _, metric = legacy.rpartition("_")
     return Kind(channel, metric)
 
@@ -182,6 +228,10 @@ def _words(event: dict[str, Any]) -> tuple[str, str, str]:
 
 def _key(text: str) -> str:
     return "_".join(text.lower().replace("_", " ").split())
+
+
+def _title(key: str) -> str:
+    return " ".join(map(str.capitalize, key.split("_")))
 
 
 def properties_of(event: dict[str, Any], omit: Iterable[str] = ()) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from translate import NotAnObject, Undeliverable, parse, translate
 ATTEMPTS = 6  # for each upload of a replay, a second apart and then twice as long each time
 
 # The settings on which a track call depends.
-MAPPING = ("SEGMENT_WRITE_KEY", "EVENT_PREFIX", "OMIT_PROPERTIES", "ECHO_TO_CUSTOMERIO")
+MAPPING = ("SEGMENT_WRITE_KEY", "EVENT_NAMES", "EVENT_PREFIX", "OMIT_PROPERTIES", "ECHO_TO_CUSTOMERIO")
 
 FILE = click.argument("file", type=click.File(encoding="utf-8-sig", errors="surrogateescape"))
 

@@ -23,7 +23,7 @@ def subject(event: dict[str, Any], config: Config) -> tuple[str, str]:
     """Return the name of an event that became no call, and whom it names, as far as it says; "" for what it doesn't."""
     name = person = ""
     with suppress(Undeliverable):
-        name = event_name(event)
+        name = event_name(event, config.event_names)
     with suppress(Undeliverable):
         user_id, anonymous_id, _ = person_of(event, properties_of(event, config.omit_properties))
         person = user_id or anonymous_id or ""

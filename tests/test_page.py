@@ -414,6 +414,7 @@ NO_CALL = {
         {"metric": None, "data": {"email_address": "a@b.c", "identifiers": {"cio_id": "d9"}}},
         *({}, ("", "a@b.c")),
     ),
+    "under Segment's name": ({"data": {}}, {"EVENT_NAMES": "segment"}, ("Email Opened", "")),
     "whom OMIT_PROPERTIES leaves out": ({}, {"OMIT_PROPERTIES": "customer_id"}, ("email_opened", "")),
 }
 

@@ -160,6 +160,14 @@ def test_settings_reach_the_track_call(segment):
     assert message["integrations"] == {}
 
 
+def test_segments_names_reach_the_track_call_and_the_metrics_keep_customerios(segment):
+    client = InProcess(segment, EVENT_NAMES="segment")
+    assert client.post(make_event("a", object_type="in_app", metric="clicked")).status_code == 200
+    (message,) = segment.kept.values()
+    assert message["event"] == "In-App Clicked"
+    assert 'relay_events_total{metric="clicked",object_type="in_app"} 1.0' in client.get("/metrics").text
+
+
 def test_ctrl_c_ends_it_at_once(start):
     relay = start()
     relay.process.send_signal(signal.SIGINT)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segment_client import MAX_EVENT_BYTES, SegmentClient, scrub
-from translate import NotAnObject, Undeliverable, namespace, parse, translate
+from translate import NAMES, NotAnObject, Undeliverable, namespace, parse, translate
 
 EVENTS = Path(__file__).parent / "events"
 CATALOGUE = json.loads((EVENTS / "catalogue.json").read_text())
@@ -77,13 +77,221 @@ def test_a_slack_channel_is_nobodys_email_address():
     }
 
 
-@pytest.mark.parametrize("name", CATALOGUE, ids=str)
-def test_every_documented_event_is_relayed_under_its_name(name):
+# Every documented event: its name with EVENT_NAMES=customerio, and with segment.
+DOCUMENTED = {
+    "email_drafted": "Email Drafted",
+    "email_attempted": "Email Attempted",
+    "email_sent": "Email Sent",
+    "email_delivered": "Email Delivered",
+    "email_opened": "Email Opened",
+    "email_clicked": "Email Link Clicked",
+    "email_converted": "Email Converted",
+    "email_unsubscribed": "Email Unsubscribed",
+    "email_bounced": "Email Bounced",
+    "email_dropped": "Email Suppressed",
+    "email_spammed": "Email Marked as Spam",
+    "email_failed": "Email Failed",
+    "email_undeliverable": "Email Undeliverable",
+    "push_drafted": "Push Drafted",
+    "push_attempted": "Push Attempted",
+    "push_sent": "Push Sent",
+    "push_delivered": "Push Delivered",
+    "push_opened": "Push Opened",
+    "push_clicked": "Push Link Clicked",
+    "push_converted": "Push Converted",
+    "push_bounced": "Push Bounced",
+    "push_dropped": "Push Suppressed",
+    "push_failed": "Push Failed",
+    "push_undeliverable": "Push Undeliverable",
+    "sms_drafted": "SMS Drafted",
+    "sms_attempted": "SMS Attempted",
+    "sms_sent": "SMS Sent",
+    "sms_delivered": "SMS Delivered",
+    "sms_clicked": "SMS Link Clicked",
+    "sms_converted": "SMS Converted",
+    "sms_bounced": "SMS Bounced",
+    "sms_failed": "SMS Failed",
+    "sms_undeliverable": "SMS Undeliverable",
+    "sms_replied": "SMS Replied",
+    "whatsapp_drafted": "WhatsApp Drafted",
+    "whatsapp_attempted": "WhatsApp Attempted",
+    "whatsapp_sent": "WhatsApp Sent",
+    "whatsapp_delivered": "WhatsApp Delivered",
+    "whatsapp_opened": "WhatsApp Opened",
+    "whatsapp_clicked": "WhatsApp Link Clicked",
+    "whatsapp_converted": "WhatsApp Converted",
+    "whatsapp_bounced": "WhatsApp Bounced",
+    "whatsapp_dropped": "WhatsApp Suppressed",
+    "whatsapp_failed": "WhatsApp Failed",
+    "whatsapp_undeliverable": "WhatsApp Undeliverable",
+    "whatsapp_replied": "WhatsApp Replied",
+    "slack_drafted": "Slack Drafted",
+    "slack_attempted": "Slack Attempted",
+    "slack_sent": "Slack Sent",
+    "slack_clicked": "Slack Link Clicked",
+    "slack_failed": "Slack Failed",
+    "slack_undeliverable": "Slack Undeliverable",
+    "webhook_drafted": "Webhook Drafted",
+    "webhook_attempted": "Webhook Attempted",
+    "webhook_sent": "Webhook Sent",
+    "webhook_clicked": "Webhook Link Clicked",
+    "webhook_failed": "Webhook Failed",
+    "webhook_undeliverable": "Webhook Undeliverable",
+    "in_app_drafted": "In-App Drafted",
+    "in_app_attempted": "In-App Attempted",
+    "in_app_sent": "In-App Sent",
+    "in_app_opened": "In-App Opened",
+    "in_app_clicked": "In-App Clicked",
+    "in_app_converted": "In-App Converted",
+    "in_app_failed": "In-App Failed",
+    "in_app_undeliverable": "In-App Undeliverable",
+    "customer_subscribed": "Subscribed",
+    "customer_unsubscribed": "Unsubscribed",
+    "customer_cio_subscription_preferences_changed": "Subscription Preferences Changed",
+    "email_deferred": "Email Deferred",
+    "sms_dropped": "SMS Suppressed",
+    "slack_converted": "Slack Converted",
+    "webhook_converted": "Webhook Converted",
+}
+# All that Customer.io's own source "Journeys Message Metrics" sends.
+JOURNEYS = {
+    "Email": "Drafted, Attempted, Sent, Delivered, Opened, Link Clicked, Converted, Unsubscribed, Bounced, Suppressed, "
+    "Marked as Spam, Failed",
+    "Push": "Drafted, Attempted, Sent, Delivered, Opened, Link Clicked, Converted, Bounced, Suppressed, Failed",
+    "SMS": "Drafted, Attempted, Sent, Delivered, Link Clicked, Converted, Bounced, Failed",
+    "In-App": "Drafted, Attempted, Sent, Opened, Clicked, Converted, Failed",
+    "Webhook": "Drafted, Attempted, Sent, Link Clicked, Converted, Failed",
+    "Slack": "Drafted, Attempted, Sent, Link Clicked, Failed",
+    "": "Subscribed, Unsubscribed, Subscription Preferences Changed",
+}
+
+
+def test_the_table_of_names_has_every_documented_event_and_every_name_of_customerios_source():
+    assert DOCUMENTED.keys() == CATALOGUE.keys()
+    theirs = {f"{channel} {name}".strip() for channel, names in JOURNEYS.items() for name in names.split(", ")}
+    assert (len(theirs), theirs - set(DOCUMENTED.values())) == (51, set())
+    assert len(set(DOCUMENTED.values())) == len(DOCUMENTED) == 73
+
+
+def todays_form(name):
     object_type, metric = CATALOGUE[name]
-    assert call(OPENED | {"object_type": object_type, "metric": metric})["event"] == f"customerio:{name}"
+    return OPENED | {"object_type": object_type, "metric": metric}
 
 
-NAMES = {
+def legacy_form(name):
+    return LEGACY | {"event_type": name}
+
+
+@pytest.mark.parametrize("form", [todays_form, legacy_form])
+@pytest.mark.parametrize(("name", "segment"), DOCUMENTED.items(), ids=DOCUMENTED.keys())
+def test_every_documented_event_has_its_name_and_all_else_is_the_same(form, name, segment):
+    calls = [call(form(name), names=names, namespace="k") for names in NAMES]
+    assert [call.pop("event") for call in calls] == [f"customerio:{name}", f"customerio:{segment}"]
+    assert calls[0] == calls[1]
+    assert call(form(name), names="segment", prefix="")["event"] == segment
+
+
+PERSON = {"customer_id": "1", "email_address": "ada@example.org"}
+SEGMENT_NAMES = {  # the form of an event -> its name with EVENT_NAMES=segment, by the rule
+    "an email's unsubscription": (
+        {"object_type": "email", "metric": "unsubscribed", "data": PERSON | {"delivery_id": "d"}},
+        "Email Unsubscribed",
+    ),
+    "a number as delivery_id": (
+        {"object_type": "Email", "metric": "unsubscribed", "data": PERSON | {"delivery_id": 7}},
+        "Email Unsubscribed",
+    ),
+    "a person's, by email": ({"object_type": "email", "metric": "unsubscribed", "data": PERSON}, "Unsubscribed"),
+    "a null delivery_id": (
+        {"object_type": "email", "metric": "unsubscribed", "data": PERSON | {"delivery_id": None}},
+        "Unsubscribed",
+    ),
+    "a blank delivery_id": (
+        {"object_type": "email", "metric": "unsubscribed", "data": PERSON | {"delivery_id": " "}},
+        "Unsubscribed",
+    ),
+    "by push": (
+        {"object_type": "push", "metric": "unsubscribed", "data": PERSON | {"delivery_id": "d"}},
+        "Unsubscribed",
+    ),
+    "subscribed by email": (
+        {"object_type": "email", "metric": "subscribed", "data": PERSON | {"delivery_id": "d"}},
+        "Subscribed",
+    ),
+    "by a channel of tomorrow": ({"object_type": "line", "metric": "subscribed"}, "Subscribed"),
+    "without a channel": ({"metric": "subscribed"}, "Subscribed"),
+    "preferences, by SMS": (
+        {"object_type": "sms", "metric": "cio_subscription_preferences_changed"},
+        "Subscription Preferences Changed",
+    ),
+    "preferences, with the misspelt key": (
+        {"object_type_type": "customer", "metric": "cio_subscription_preferences_changed"},
+        "Subscription Preferences Changed",
+    ),
+    "preferences, as settings call them": (
+        {"object_type": "customer", "metric": "subscription_preferences_changed"},
+        "Subscription Preferences Changed",
+    ),
+    "a metric of tomorrow": ({"object_type": "sms", "metric": "snoozed"}, "SMS Snoozed"),
+    "of two words": ({"object_type": "in_app", "metric": "half_read"}, "In-App Half Read"),
+    "a channel of tomorrow": ({"object_type": "live_notification", "metric": "opened"}, "Live Notification Opened"),
+    "its clicks": ({"object_type": "line", "metric": "clicked"}, "Line Link Clicked"),
+    "its drops": ({"object_type": "inbox", "metric": "dropped"}, "Inbox Suppressed"),
+    "in-app drops": ({"object_type": "in_app", "metric": "dropped"}, "In-App Suppressed"),
+    "something new of a person": ({"object_type": "customer", "metric": "merged"}, "Customer Merged"),
+    "a null channel": ({"object_type": None, "metric": "opened"}, "Opened"),
+    "an empty channel": ({"object_type": "", "metric": "clicked"}, "Link Clicked"),
+    "capitals and blanks": ({"object_type": " In App", "metric": "CLICKED "}, "In-App Clicked"),
+    "blanks in an unknown one": (
+        {"object_type": "live  notification", "metric": "_opened"},
+        "Live Notification Opened",
+    ),
+    "letters that are none of ours": ({"object_type": "line", "metric": "開封"}, "Line 開封"),
+    "an accent": ({"object_type": "email", "metric": "öffnung_éteinte"}, "Email Öffnung Éteinte"),
+    "digits and signs": ({"object_type": "email", "metric": "2nd_open-ing's"}, "Email 2nd Open-ing's"),
+    "nothing but a dash": ({"object_type": "_", "metric": "_"}, "___"),
+    "a dash as metric": ({"object_type": "email", "metric": "_"}, "Email"),
+    "legacy: in-app": ({"event_type": "in_app_clicked"}, "In-App Clicked"),
+    "legacy: capitals": ({"event_type": "Email_Clicked"}, "Email Link Clicked"),
+    "legacy: an email's unsubscription": ({"event_type": "email_unsubscribed", "data": PERSON}, "Email Unsubscribed"),
+    "legacy: a person's": ({"event_type": "customer_unsubscribed"}, "Unsubscribed"),
+    "legacy: a person's, by push": ({"event_type": "push_subscribed"}, "Subscribed"),
+    "legacy: preferences": (
+        {"event_type": "customer_cio_subscription_preferences_changed"},
+        "Subscription Preferences Changed",
+    ),
+    "legacy: preferences by a channel of tomorrow": (
+        {"event_type": "live_notification_cio_subscription_preferences_changed"},
+        "Subscription Preferences Changed",
+    ),
+    "legacy: preferences alone": (
+        {"event_type": "cio_subscription_preferences_changed"},
+        "Subscription Preferences Changed",
+    ),
+    "legacy: a channel of tomorrow": ({"event_type": "live_notification_clicked"}, "Live Notification Link Clicked"),
+    "legacy: a metric of tomorrow": ({"event_type": "email_half_read"}, "Email Half Read"),
+    "legacy: one word": ({"event_type": "subscribed"}, "Subscribed"),
+    "legacy: an unknown word": ({"event_type": "snoozed"}, "Snoozed"),
+    "legacy: a channel alone": ({"event_type": "email"}, "Email"),
+    "legacy: with a dash": ({"event_type": "email_"}, "Email"),
+}
+
+
+@pytest.mark.parametrize(("form", "name"), SEGMENT_NAMES.values(), ids=SEGMENT_NAMES.keys())
+def test_segment_name(form, name):
+    event = {"event_id": "1", "timestamp": 1, "data": {"customer_id": "1"}} | form
+    theirs, ours = call(event, names="segment", prefix=""), call(event, prefix="")
+    assert theirs.pop("event") == name
+    assert ours.pop("event") != ""
+    assert theirs == ours
+
+
+def test_what_is_left_out_changes_no_name():
+    event = OPENED | {"metric": "unsubscribed"}
+    assert call(event, names="segment", prefix="", omit={"delivery_id"})["event"] == "Email Unsubscribed"
+
+
+CUSTOMERIO_NAMES = {  # what changes in the event -> its name with EVENT_NAMES=customerio
     "object_type and metric": ({}, "email_opened"),
     "event_type": ({"object_type": None, "metric": None, "event_type": "email_opened"}, "email_opened"),
     "event_type comes first": ({"event_type": "customer_subscribed"}, "customer_subscribed"),
@@ -97,7 +305,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize(("change", "name"), NAMES.values(), ids=NAMES.keys())
+@pytest.mark.parametrize(("change", "name"), CUSTOMERIO_NAMES.values(), ids=CUSTOMERIO_NAMES.keys())
 def test_name(change, name):
     assert call(OPENED | change, prefix="cio ")["event"] == "cio " + name
 
