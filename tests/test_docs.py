@@ -40,7 +40,9 @@ def test_there_are_settings():
 
 def test_there_are_documents():
     assert {"README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= set(map(relative, DOCUMENTS))
-    assert {"docs/operating.md", "docs/design.md", "docs/performance.md"} <= set(map(relative, DOCUMENTS))
+    assert {"docs/operating.md", "docs/design.md", "docs/moving.md", "docs/performance.md"} <= set(
+        map(relative, DOCUMENTS)
+    )
 
 
 def test_the_readme_is_short():
