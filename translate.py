@@ -122,8 +122,8 @@ def translate(
 
     The same event always gives the same call, `message_id` included (but for `received`,
     which stands in for a timestamp that cannot be read): when Customer.io delivers an
-    event twice, Segment can tell, and keeps one. `names` is one of NAMES. `omit` names properties to leave
-    out, "a.b" the `b` in `a`; they don't identify the person either.
+    event twice, Segment can tell, and keeps one. `names` is one of NAMES. `omit` names
+    properties to leave out, "a.b" the `b` in `a`; they don't identify the person either.
     Raises Undeliverable when the event has no name, or names nobody.
     """
     properties = properties_of(event, omit)
