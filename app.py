@@ -50,7 +50,9 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     metrics = Metrics(shared, config)
     delivery = Delivery(metrics.counted(segment.upload), shared.pause)
     key_check = KeyCheck(
-        lambda deadline: delivery.upload([segment.to_message(check_call(config.event_prefix))], deadline)
+        lambda deadline: delivery.upload(
+            [segment.to_message(check_call(config.event_prefix, config.event_names))], deadline
+        )
     )
     letters = DeadLetters(config.dead_letter_file)
     bodies = Bodies()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from translate import namespace
+from translate import ADDRESSES, CUSTOMERIO, NAMES, namespace
 
 VERSION = "1.0.0"
 
@@ -79,7 +79,7 @@ def prefix(text: str) -> str:
     _unquoted(text.strip())
     if not text.isprintable():
         raise Invalid("has a control character in it, like a line break: set it again.")
-    return text
+    return text if text.strip() else ""
 
 
 def properties(text: str) -> frozenset[str]:
@@ -170,14 +170,24 @@ class Config:
         secret=True,
     )
     segment_host: str = _setting("SEGMENT_HOST", f"In the EU: `{EU_HOST}`. A URL without a path.", origin, SEGMENT_HOST)
+    event_names: str = _setting(
+        "EVENT_NAMES",
+        "`customerio` for names like `email_clicked`, or `segment` for names like `Email Link Clicked`. "
+        "Properties are the same.",
+        *(choice(*NAMES), CUSTOMERIO),
+        argument="names",
+    )
     event_prefix: str = _setting(
-        *("EVENT_PREFIX", "Goes before the name of every event.", prefix, "customerio:"),
+        "EVENT_PREFIX",
+        "Goes before the name of every event. With `EVENT_NAMES=segment` there is none by default.",
+        *(prefix, "customerio:"),
         argument="prefix",
         verbatim=True,  # it may end in a blank, and an empty one means none
     )
     omit_properties: frozenset[str] = _setting(
         "OMIT_PROPERTIES",
-        "Names in `data` to remove, separated by commas. The relay does not use them to identify the person either.",
+        "Properties to leave out, separated by commas: names in `data`, or `recipients.device_id` for what is in an "
+        "object or in each object of a list. The relay does not use them to identify the person either.",
         *(properties, frozenset()),
         argument="omit",
     )
@@ -242,6 +252,8 @@ class Config:
                     values[name] = setting.read(text if setting.verbatim else text.strip())
                 except Invalid as error:
                     problems.append(f"{setting.name} {error}")
+        if values.get("event_names", CUSTOMERIO) != CUSTOMERIO:
+            values.setdefault("event_prefix", "")
         config = cls(**values)
         problems = _missing(config, env, needs) + problems
         if config.dry_run and config.segment_write_key and config.signing_keys and not _is_forced(env):
@@ -299,6 +311,16 @@ def _warnings(config: Config) -> list[str]:
         warnings.append(
             "SEGMENT_WRITE_KEY does not look like a write key (32 letters and digits). "
             "Segment answers 200 to wrong keys and drops the events."
+        )
+    left = [
+        address
+        for address in ADDRESSES
+        if not any(f"{address}.".startswith(f"{name}.") for name in config.omit_properties)
+    ]
+    if left and len(left) < len(ADDRESSES):
+        warnings.append(
+            f"OMIT_PROPERTIES leaves the person's address in {', '.join(left)}: "
+            "add that too, to keep it out of Segment."
         )
     if config.dry_run:
         warnings.append("DRY_RUN is on: nothing is sent to Segment, and the events are not kept.")

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from outcomes import Rejected, RetryLater
-from translate import NO_ECHO
+from translate import NO_ECHO, event_name
 
 IN_A_ROW = 5  # events rejected, and none accepted in between, before the key is in doubt
 PROBE_EVERY = 10  # seconds, while Segment rejects the probe too
@@ -56,10 +56,10 @@ class KeyCheck:
         raise RetryLater("every_event")
 
 
-def check_call(prefix: str) -> dict[str, Any]:
+def check_call(prefix: str, names: str) -> dict[str, Any]:
     """Return the `Client.track` arguments of an event that has no fault."""
     return {
-        "event": f"{prefix}relay_check",
+        "event": prefix + event_name({"event_type": "relay_check"}, names),
         "anonymous_id": "relay_check",
         "message_id": f"customerio-check-{uuid4()}",
         "properties": {},

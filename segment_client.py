@@ -46,7 +46,7 @@ IDENTIFYING = frozenset(
         "parent_action_id recipient template_id transactional_message_id trigger_event_id trigger_id"
     ).split()
 )
-CONTEXT_KEPT = ("event_id", "integration", "traits")
+CONTEXT_KEPT = ("event_id", "integration", "metric", "object_type", "traits")
 
 # Cap the list of what was left out: its names come from outside.
 MAX_OMITTED_NAMES = 40

@@ -3,16 +3,17 @@
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 # Keys of `context` that Segment gives a meaning (segment.com/docs, Spec: Common Fields),
 # and our own. An unknown envelope key of that name moves to context.customerio.
 RESERVED = frozenset(
     (
-        "active app campaign channel consent customerio device externalIds groupId instanceId integration "
-        "integrations ip library locale location network omitted_properties os page referrer screen timezone "
-        "traits userAgent userAgentData"
+        "active app campaign channel consent customerio device direct externalIds groupId instanceId "
+        "integration integrations ip library locale location network omitted_properties os page referrer screen "
+        "timezone traits userAgent userAgentData"
     ).split()
 )
 
@@ -20,7 +21,42 @@ RESERVED = frozenset(
 # back to Customer.io as an event, and could set off the campaign that sends the next one.
 NO_ECHO = {"Customer.io": False, "Customer.io (Actions)": False}
 
+# Where the person's email address stands, the first one first; `recipient` holds it in an email's events.
+ADDRESSES = ("identifiers.email", "email_address", "recipient")
+
+# The channels that Customer.io documents, with their words in SEGMENT names. Others will come.
+CHANNELS = {
+    "customer": "Customer",
+    "email": "Email",
+    "push": "Push",
+    "sms": "SMS",
+    "whatsapp": "WhatsApp",
+    "slack": "Slack",
+    "webhook": "Webhook",
+    "in_app": "In-App",
+}
+
+# The names of events: Customer.io's own (email_clicked), or those that Segment's Customer.io source, its email spec and
+# Customer.io's source "Journeys Message Metrics" (docs.customer.io) agree on (Email Link Clicked).
+CUSTOMERIO, SEGMENT = "customerio", "segment"
+NAMES = (CUSTOMERIO, SEGMENT)
+
+# What differs from the metric in title case.
+METRICS = {"clicked": "Link Clicked", "dropped": "Suppressed", "spammed": "Marked as Spam"}
+IN_APP_METRICS = METRICS | {"clicked": "Clicked"}
+
+# What changes about a person has no channel in its name, though one may have caused it.
+PERSON_CHANGES = {
+    "subscribed": "Subscribed",
+    "unsubscribed": "Unsubscribed",
+    "cio_subscription_preferences_changed": "Subscription Preferences Changed",
+    "subscription_preferences_changed": "Subscription Preferences Changed",  # as a webhook's settings call it
+}
+
 EMAIL = re.compile(r"[^@\s,;:<>]+@[^@\s,;:<>/?#]+")
+NAMED = re.compile(r"[^<>]*<([^<>\s]+)>\s*")
+# One of a list of addresses; a name in quotes may have commas.
+LISTED = re.compile(r"""(?:"[^"]*"|<[^<>]*>|[^,;])++""")
 NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?([eE][+-]?[0-9]{1,3})?\s*", re.ASCII)
 PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -100,6 +136,7 @@ def translate(
     received: datetime,
     namespace: str = "",
     prefix: str = "customerio:",
+    names: str = CUSTOMERIO,
     omit: frozenset[str] = frozenset(),
     echo: bool = False,
 ) -> dict[str, Any]:
@@ -107,33 +144,35 @@ def translate(
 
     The same event always gives the same call, `message_id` included (but for `received`,
     which stands in for a timestamp that cannot be read): when Customer.io delivers an
-    event twice, Segment can tell, and keeps one. `omit` names properties to leave
-    out; they don't identify the person either.
+    event twice, Segment can tell, and keeps one. `names` is one of NAMES. `omit` names
+    properties to leave out, "a.b" the `b` in `a`; they don't identify the person either.
     Raises Undeliverable when the event has no name, or names nobody.
     """
-    data = event.get("data")
-    properties = data if isinstance(data, dict) else {}
-    if omit:
-        properties = {name: value for name, value in properties.items() if name not in omit}
-    name, placed = _name(event)
-    user_id, anonymous_id, email = _person(properties, about_email=name.startswith("email_"))
+    properties = properties_of(event, omit)
+    name = event_name(event, names)
+    person = person_of(event, properties)
     when = occurred_at(event)
 
+    placed = {"event_type"} if _is_text(event.get("event_type")) else set()
+    if isinstance(event.get("data"), dict):
+        placed.add("data")
+    if when:
+        placed.add("timestamp")
     context: dict[str, Any] = {}
     for key, value in event.items():
-        if key in placed or (key == "data" and isinstance(data, dict)) or (key == "timestamp" and when):
+        if key in placed:
             continue
         if key in RESERVED:
             context.setdefault("customerio", {})[key] = value
         else:
             context[key] = value
     context["integration"] = {"name": "Customer.io"}
-    if email:
-        context["traits"] = {"email": email}
+    if person.email:
+        context["traits"] = {"email": person.email}
 
     return {
-        "user_id": user_id,
-        "anonymous_id": anonymous_id,
+        "user_id": person.user_id,
+        "anonymous_id": person.anonymous_id,
         "event": prefix + name,
         "properties": properties,
         "context": context,
@@ -143,41 +182,141 @@ def translate(
     }
 
 
-def _name(event: dict[str, Any]) -> tuple[str, set[str]]:
-    """Return the event's name, and the keys of the envelope that it covers."""
+class Kind(NamedTuple):
+    """What happened, in lower case with `_` for blanks; `channel` is "" if the event names none."""
+
+    channel: str
+    metric: str
+
+
+class Person(NamedTuple):
+    """Who an event is about: user_id or anonymous_id, and the email address if it is known."""
+
+    user_id: str | None
+    anonymous_id: str | None
+    email: str | None
+
+
+def event_name(event: dict[str, Any], names: str = CUSTOMERIO) -> str:
+    """Return the name of an event, without a prefix; `names` is one of NAMES. Raise Undeliverable if it has none."""
+    legacy, channel, metric = _words(event)
+    name = legacy or (f"{channel}_{metric}" if channel else metric)
+    if names != SEGMENT:
+        return name
+    channel, metric = kind(event)
+    if metric in PERSON_CHANGES and not _is_of_an_email(event, channel, metric):
+        return PERSON_CHANGES[metric]
+    metrics = IN_APP_METRICS if channel == "in_app" else METRICS
+    words = CHANNELS.get(channel) or _title(channel), metrics.get(metric) or _title(metric)
+    return " ".join(filter(None, words)) or name  # which may have nothing but `_`
+
+
+def _is_of_an_email(event: dict[str, Any], channel: str, metric: str) -> bool:
+    """Return whether an email counts an unsubscription; email/unsubscribed may also be a person's change."""
+    return (channel, metric) == ("email", "unsubscribed") and bool(
+        _is_text(event.get("event_type")) or _id(properties_of(event).get("delivery_id"))
+    )
+
+
+def kind(event: dict[str, Any]) -> Kind:
+    """Return channel and metric of an event, of the legacy form by its name. Raise Undeliverable if it has no name."""
+    legacy, channel, metric = map(_key, _words(event))
+    if not legacy:
+        return Kind(channel, metric)
+    # Without the `_`, which in_app has too, a name can be split only where one of the two is known.
+    for known in CHANNELS:
+        if legacy.startswith(f"{known}_"):
+            return Kind(known, legacy.removeprefix(f"{known}_"))
+    for known in PERSON_CHANGES:
+        if f"_{legacy}".endswith(f"_{known}"):
+            return Kind(legacy.removesuffix(known).removesuffix("_"), known)
+    channel, _, metric = legacy.rpartition("_")
+    return Kind(channel, metric)
+
+
+def _words(event: dict[str, Any]) -> tuple[str, str, str]:
+    """Return event_type, object_type and metric; "" for what the event does without."""
     legacy, channel, metric = event.get("event_type"), event.get("object_type"), event.get("metric")
     if _is_text(legacy):
-        return legacy, {"event_type"}
+        return legacy, "", ""
     if not _is_text(metric):
         raise Undeliverable("no_name", ": neither event_type nor metric is a text")
     if channel is None or channel == "":
-        return metric, {"object_type", "metric"}
+        return "", "", metric
     if not _is_text(channel):
         raise Undeliverable("no_name", ": object_type is not a text")
-    return f"{channel}_{metric}", {"object_type", "metric"}
+    return "", channel, metric
 
 
-def _person(data: dict[str, Any], about_email: bool) -> tuple[str | None, str | None, str | None]:
-    """Return userId, anonymousId (one of them is None) and email address (or None) of who the event is about.
+def _key(text: str) -> str:
+    return "_".join(text.lower().replace("_", " ").split())
+
+
+def _title(key: str) -> str:
+    return " ".join(map(str.capitalize, key.split("_")))
+
+
+def properties_of(event: dict[str, Any], omit: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the properties of the call: `data` without what `omit` names, or {} if it isn't an object."""
+    properties = event.get("data")
+    if not isinstance(properties, dict):
+        return {}
+    try:
+        for name in sorted(omit):  # not in the order of a set, which differs from worker to worker
+            properties = _without(properties, name)
+    except RecursionError:
+        raise Undeliverable("too_deep") from None
+    return properties
+
+
+def _without(value: Any, name: str) -> Any:
+    """Return `value` without the property `name`, or `value` itself if there is none.
+
+    "a.b" is the property of that name or, if there is none, the `b` in the object `a`, or in each object of a list.
+    """
+    if isinstance(value, list):
+        items = [_without(item, name) for item in value]
+        return items if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if not isinstance(value, dict):
+        return value
+    if name in value:
+        return {key: item for key, item in value.items() if key != name}
+    for dot in reversed([place for place, character in enumerate(name) if character == "."]):
+        outer, inner = name[:dot], name[dot + 1 :]
+        if outer in value and (rest := _without(value[outer], inner)) is not value[outer]:
+            return value | {outer: rest}
+    return value
+
+
+def person_of(event: dict[str, Any], properties: dict[str, Any]) -> Person:
+    """Return who an event is about, by those of its properties that may be used. Raise Undeliverable if it's nobody.
 
     id to userId, and email to anonymousId where there is no id, is what Customer.io's own
     Segment integration does.
     """
-    identifiers = data.get("identifiers")
+    identifiers = properties.get("identifiers")
     if not isinstance(identifiers, dict):
         identifiers = {}
-    # Elsewhere `recipient` is a phone number, a Slack channel, a URL or a person's id.
-    emails = [identifiers.get("email"), data.get("email_address"), data.get("recipient") if about_email else None]
+    emails = [identifiers.get("email"), properties.get("email_address")]
+    if _is_about_email(event):  # elsewhere `recipient` is a phone number, a Slack channel, a URL or a person's id
+        emails.append(properties.get("recipient"))
     addresses = [_address(value) for value in emails if _is_text(value)]
     email = next((address for address in addresses if EMAIL.fullmatch(address)), None)
 
-    user_id = _id(data.get("customer_id")) or _id(identifiers.get("id"))
+    user_id = _id(properties.get("customer_id")) or _id(identifiers.get("id"))
     if user_id:
-        return user_id, None, email
+        return Person(user_id, None, email)
     anonymous_id = next(iter(addresses), None) or _id(identifiers.get("cio_id"))
     if anonymous_id:
-        return None, anonymous_id, email
+        return Person(None, anonymous_id, email)
     raise Undeliverable("names_nobody")
+
+
+def _is_about_email(event: dict[str, Any]) -> bool:
+    try:
+        return kind(event).channel == "email"
+    except Undeliverable:  # it has no name
+        return False
 
 
 def _is_text(value: Any) -> TypeGuard[str]:
@@ -192,9 +331,17 @@ def _id(value: Any) -> str | None:
 
 
 def _address(text: str) -> str:
-    """Return the address of "Name <address>", which the legacy form has, and any other text as it is."""
-    named = re.fullmatch(r"[^<>]*<([^<>\s]+)>\s*", text)
-    return named[1] if named else text
+    """Return the address of "Name <address>", the first of a list of them, and any other text as it is.
+
+    Its case stays: in lower case, people who are known already would become others.
+    """
+    first = next((part.strip() for part in map(re.Match.group, LISTED.finditer(text)) if "@" in part), "")
+    for one in (first, text):
+        named = NAMED.fullmatch(one)
+        address = named[1] if named else one
+        if EMAIL.fullmatch(address):
+            return address
+    return address
 
 
 def occurred_at(event: dict[str, Any]) -> datetime | None:

@@ -1,15 +1,14 @@
 """Says in words what lies between a webhook and its track call. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from config import Config
-from translate import occurred_at
+from translate import Undeliverable, event_name, occurred_at, person_of, properties_of
 
 # What people look for first; the rest follows.
 READING_ORDER = ("event", "userId", "anonymousId", "timestamp", "properties", "context", "integrations", "messageId")
-
-IDS = {"customer_id", "identifiers"}
 
 MOST_NAMES = 12  # in one sentence: they come from outside
 
@@ -20,32 +19,30 @@ def in_reading_order(call: Mapping[str, Any]) -> dict[str, Any]:
     return {key: call[key] for key in keys} | dict(call)
 
 
-def subject(event: Mapping[str, Any]) -> tuple[str, str]:
+def subject(event: dict[str, Any], config: Config) -> tuple[str, str]:
     """Return the name of an event that became no call, and whom it names, as far as it says; "" for what it doesn't."""
-    data = event.get("data")
-    data = data if isinstance(data, dict) else {}
-    identifiers = data.get("identifiers")
-    identifiers = identifiers if isinstance(identifiers, dict) else {}
-    channel, metric = event.get("object_type"), event.get("metric")
-    names = [event.get("event_type"), f"{channel}_{metric}" if channel and metric else metric]
-    people = [data.get("customer_id"), *map(identifiers.get, ("id", "email", "cio_id")), data.get("email_address")]
-    return _first(names), _first(people)
+    name = person = ""
+    with suppress(Undeliverable):
+        name = event_name(event, config.event_names)
+    with suppress(Undeliverable):
+        user_id, anonymous_id, _ = person_of(event, properties_of(event, config.omit_properties))
+        person = user_id or anonymous_id or ""
+    return name, person
 
 
-def changes(event: Mapping[str, Any], call: Mapping[str, Any], whole: bool, config: Config) -> list[str]:
+def changes(event: dict[str, Any], call: Mapping[str, Any], whole: bool, config: Config) -> list[str]:
     """Return a sentence for each thing that was left out, changed or added.
 
     `whole` says whether every byte of the webhook was UTF-8.
     """
-    data, context = event.get("data"), call["context"]
-    data = data if isinstance(data, dict) else {}
+    data, context = properties_of(event), call["context"]
     left_out = context.get("omitted_properties", [])
     said = []
     if left_out:
         said.append(f"Left out, because Segment takes 32 KB an event: {_names(left_out)}.")
-    if omitted := sorted(config.omit_properties & data.keys()):
+    if omitted := [name for name in sorted(config.omit_properties) if properties_of(event, [name]) is not data]:
         said.append(f"Left out, because OMIT_PROPERTIES says so: {_names(omitted)}.")
-    said += _about_time(event) + _about_person(call, context, bool(config.omit_properties & data.keys() & IDS))
+    said += _about_time(event) + _about_person(event, call)
     if not isinstance(event.get("data"), dict):
         said.append("data is not an object, so there are no properties; it is kept in context.data.")
     moved = context.get("customerio") or {}
@@ -63,8 +60,8 @@ def changes(event: Mapping[str, Any], call: Mapping[str, Any], whole: bool, conf
     return said or ["Nothing was left out or changed."]
 
 
-def _about_time(event: Mapping[str, Any]) -> list[str]:
-    if occurred_at(event):  # type: ignore[arg-type]
+def _about_time(event: dict[str, Any]) -> list[str]:
+    if occurred_at(event):
         return []
     if "timestamp" not in event:
         return ["There is no timestamp: the time of arrival stands in for it."]
@@ -80,10 +77,11 @@ def _about_id(event: Mapping[str, Any]) -> str:
     return "The event_id is not an id: the messageId is a digest of the whole event."
 
 
-def _about_person(call: Mapping[str, Any], context: Mapping[str, Any], omitted: bool) -> list[str]:
+def _about_person(event: dict[str, Any], call: Mapping[str, Any]) -> list[str]:
     if call.get("userId") is not None:
         return []
-    kind = "the email address" if context.get("traits") else "what else identifies the person"
+    kind = "the email address" if call["context"].get("traits") else "what else identifies the person"
+    omitted = person_of(event, properties_of(event)).user_id
     why = "OMIT_PROPERTIES leaves no id of the person" if omitted else "The person has no id"
     return [f"{why}: to Segment they are anonymous, and anonymousId is {kind}."]
 
@@ -91,10 +89,6 @@ def _about_person(call: Mapping[str, Any], context: Mapping[str, Any], omitted: 
 def _altered(made: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     """Return the names of what isn't as it was given."""
     return [name for name, value in made.items() if name in given and given[name] != value]
-
-
-def _first(values: Iterable[Any]) -> str:
-    return next((str(value) for value in values if isinstance(value, str | int) and str(value).strip()), "")
 
 
 def _names(names: list[str]) -> str:

@@ -122,13 +122,13 @@ def check_settings(env: dict[str, str], report: Report) -> Config | None:
 
 def check_segment(config: Config, api: Api | None, watch: bool, report: Report) -> None:
     """Send an event, and ask Segment what it makes of the source's events."""
-    name = config.event_prefix + "relay_check"
+    call = check_call(config.event_prefix, config.event_names)
     watched = None
     source = api and ask_for_source(config, api, report)
     if api and source and watch and not config.dry_run:
         with noted(report):
-            watched = Watch(api, source, name)
-    if send_event(config, name, report) and watched:
+            watched = Watch(api, source, call["event"])
+    if send_event(config, call, report) and watched:
         report["segment"]["watch"] = watched.wait(report)
     if api and source:
         report["segment"]["overview"] = last_hours(api, source, report)
@@ -171,13 +171,13 @@ def ask_for_source(config: Config, api: Api, report: Report) -> str | None:
     return None
 
 
-def send_event(config: Config, name: str, report: Report) -> bool:
+def send_event(config: Config, call: dict[str, Any], report: Report) -> bool:
     """Send the event, unless in a dry run; return whether Segment took it."""
-    report["event"] = event = {"name": name, "sent": not config.dry_run, "taken": False, "milliseconds": None}
+    report["event"] = event = {"name": call["event"], "sent": not config.dry_run, "taken": False, "milliseconds": None}
     if config.dry_run:
         return False
     segment = SegmentClient(config.segment_write_key, config.segment_host)
-    messages = [segment.to_message(check_call(config.event_prefix))]
+    messages = [segment.to_message(call)]
     started = time.monotonic()
     try:
         # upload() itself ends an answer that drips only in the relay, where gevent runs.

@@ -67,7 +67,7 @@ class Inspector:
             call = json.loads(message.json)
             event, person = call["event"], call["userId"] or call["anonymousId"]
         else:
-            event, person = subject(_event(body))
+            event, person = subject(_event(body), self._config)
         self.latest += 1
         json_text = message.json if message else ""
         names = event[:NAME], person[:NAME]

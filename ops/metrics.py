@@ -15,6 +15,8 @@ from delivery import Message
 from ops import samples
 from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, RETRIED, UNAUTHORIZED
 from shared import Shared
+from translate import Undeliverable
+from translate import kind as kind_of
 
 STATUSES = re.compile("segment_[0-9]+")
 
@@ -28,6 +30,9 @@ UPLOAD_EVENTS = (1, 2, 5, 10, 25, 50, 100, INFINITY)
 AGE_SECONDS = (1, 5, 15, 60, 300, 900, 3_600, 4 * 3_600, 24 * 3_600, 3 * 24 * 3_600, 7 * 24 * 3_600, INFINITY)
 
 MINUTES = 60  # of the chart
+
+DOCUMENTED = frozenset(samples.EVENTS.values())
+OTHER = ("other", "other")
 
 
 class Histogram:
@@ -63,7 +68,7 @@ class Metrics:
         pairs = [(outcome, reason) for outcome, reasons in REASONS.items() for reason in reasons]
         self._webhooks = {pair: next(column) for pair in pairs}
         self._last = {pair: next(column) for pair in pairs}  # when, in unix seconds
-        self._events = {pair: next(column) for pair in (*samples.EVENTS.values(), ("other", "other"))}
+        self._events = {pair: next(column) for pair in (*DOCUMENTED, OTHER)}
         self._answer_seconds = Histogram(ANSWER_SECONDS, column)
         self._age_seconds = Histogram(AGE_SECONDS, column)
         self._upload_seconds = Histogram(UPLOAD_SECONDS, column)
@@ -252,10 +257,12 @@ class Metrics:
 
 def kind(event: dict[str, Any]) -> tuple[str, str]:
     """Return (object_type, metric) of an event that Customer.io documents, and ("other", "other") of all else."""
-    # The legacy form has both in one; the event about preferences has no object_type.
-    legacy, current = event.get("event_type"), f"{event.get('object_type') or 'customer'}_{event.get('metric')}"
-    name = legacy if isinstance(legacy, str) and legacy.strip() else current
-    return samples.EVENTS.get(name, ("other", "other"))
+    try:
+        channel, metric = kind_of(event)
+    except Undeliverable:  # it has no name
+        return OTHER
+    pair = (channel or "customer", metric)  # the event about preferences may have no object_type
+    return pair if pair in DOCUMENTED else OTHER
 
 
 def _region(host: str) -> str:

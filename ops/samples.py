@@ -2,20 +2,21 @@
 
 from typing import Any
 
-# Customer.io's "Reporting webhooks", as of August 2026.
+# Customer.io's "Reporting webhooks", as of August 2026, and four (email deferred, sms dropped, slack and webhook
+# converted) that it documents only where webhooks are set up (App API, "Reporting webhooks").
 METRICS = {
     "customer": "subscribed unsubscribed cio_subscription_preferences_changed",
     "email": (
         "drafted attempted sent delivered opened clicked converted unsubscribed bounced dropped spammed failed "
-        "undeliverable"
+        "undeliverable deferred"
     ),
     "push": "drafted attempted sent delivered opened clicked converted bounced dropped failed undeliverable",
-    "sms": "drafted attempted sent delivered clicked converted bounced failed undeliverable replied",
+    "sms": "drafted attempted sent delivered clicked converted bounced dropped failed undeliverable replied",
     "whatsapp": (
         "drafted attempted sent delivered opened clicked converted bounced dropped failed undeliverable replied"
     ),
-    "slack": "drafted attempted sent clicked failed undeliverable",
-    "webhook": "drafted attempted sent clicked failed undeliverable",
+    "slack": "drafted attempted sent clicked converted failed undeliverable",
+    "webhook": "drafted attempted sent clicked converted failed undeliverable",
     "in_app": "drafted attempted sent opened clicked converted failed undeliverable",
 }
 EVENTS = {
@@ -42,7 +43,7 @@ RECIPIENTS = {
     "webhook": "https://example.com/hook",
     "in_app": "ada@example.com",
 }
-FAILED = ("attempted", "bounced", "dropped", "failed", "undeliverable")
+FAILED = ("attempted", "bounced", "deferred", "dropped", "failed", "undeliverable")
 
 
 def sample(name: str, event_id: str, timestamp: int) -> dict[str, Any]:

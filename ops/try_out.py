@@ -11,7 +11,7 @@ BANNER = """
 Trying out the relay at http://localhost:{port}. DRY_RUN is on: nothing is sent to Segment.
 Open that address in a browser, or send a webhook from another terminal:
 
-  curl -d @tests/events/legacy.json http://localhost:{port}/webhook
+  curl -d @tests/events/email_opened.json http://localhost:{port}/webhook
 """
 
 

@@ -15,6 +15,7 @@ from fake_segment import FakeSegment
 from harness import KEYS, ROOT, SIGNING_KEY, WRITE_KEY, answers, free_port, until
 from hypothesis import HealthCheck, settings
 
+import logs
 from app import create_app
 from config import Config
 from ops import page
@@ -124,6 +125,12 @@ class NoTimer:
 def no_thread_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log repetitions are off in-process, so that no timer outlives its test."""
     monkeypatch.setattr("logs.Timer", NoTimer)
+
+
+@pytest.fixture(autouse=True)
+def a_log_of_its_own() -> None:
+    """Each test's log is what its standard error is then: capfd replaces that."""
+    logs.stream.cache_clear()
 
 
 @pytest.fixture(autouse=True)

@@ -184,7 +184,7 @@ def test_samples_are_grouped_by_channel(page, dry):
     page.open(dry).click("#compose")
     labels = page.run("return [...document.querySelectorAll('#sample optgroup')].map((group) => group.label)")
     assert labels == ["Person", "Email", "Push", "SMS", "WhatsApp", "Slack", "Webhook", "In-app"]
-    assert page.count("#sample optgroup option") == 69
+    assert page.count("#sample optgroup option") == 73
 
 
 def test_a_webhook_of_ones_own_is_pasted_and_kept_while_one_looks_at_samples(page, dry):

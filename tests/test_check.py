@@ -279,9 +279,9 @@ CUSTOMERIO = {
     "an event is off": ([webhook(ADDRESS, ALL[:-1])], 0, f"warning: These events are off: {ALL[-1]}.\n"),
     "all events are off": ([webhook(ADDRESS, [])], 0, "warning: No event is on"),
     "an event that is not documented": (
-        [webhook(ADDRESS, [*ALL, "email_deferred"])],
+        [webhook(ADDRESS, [*ALL, "email_snoozed"])],
         0,
-        "all of in_app, email_deferred\n",
+        "all of in_app, email_snoozed\n",
     ),
     "the first open only": ([webhook(ADDRESS, ALL, full_resolution=False)], 0, "warning: Only the first open"),
     "with Body Content": ([webhook(ADDRESS, ALL, with_content=True)], 0, "warning: Body Content is on"),
@@ -346,7 +346,7 @@ def test_url_is_of_no_webhook(run):
 
 
 def test_the_names_in_the_settings_of_a_webhook():
-    assert len(ALL) == 68
+    assert len(ALL) == 72
     assert "customer_subscription_preferences_changed" in ALL
     assert not {"customer_cio_subscription_preferences_changed", "slack_undeliverable"} & set(ALL)
 

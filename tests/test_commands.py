@@ -57,6 +57,13 @@ def test_check(segment):
     assert message["integrations"] == NO_ECHO  # or Customer.io would get a person named relay_check
 
 
+def test_check_names_its_event_as_the_relay_does(segment):
+    done = run("check", SEGMENT_HOST=segment.url, EVENT_NAMES="segment")
+    assert "look for Relay Check in Segment" in done.stdout
+    (message,) = segment.kept.values()
+    assert (message["event"], message["anonymousId"]) == ("Relay Check", "relay_check")
+
+
 def test_check_of_a_dry_run_sends_nothing(segment):
     done = run("check", SEGMENT_HOST=segment.url, DRY_RUN="force")
     assert (done.exit_code, segment.requests) == (0, [])
@@ -371,6 +378,13 @@ def test_translate_keeps_to_the_settings_even_without_keys():
     assert json.loads(done.stdout)["properties"] == {"customer_id": "1"}
 
 
+@pytest.mark.parametrize("command", ["translate", "replay"])
+def test_a_command_names_events_as_the_relay_does(segment, command):
+    done = run(command, "-", stdin=one_a_line(make_event("a")), SEGMENT_HOST=segment.url, EVENT_NAMES="segment")
+    (message,) = [json.loads(done.stdout)] if command == "translate" else segment.kept.values()
+    assert message["event"] == "Email Opened"
+
+
 NOT_NEEDED = {
     "replay": (["replay", "-"], "CUSTOMERIO_SIGNING_KEY"),
     "translate": (["translate", "-"], "SEGMENT_WRITE_KEY"),
@@ -409,6 +423,8 @@ def test_sample_uses_the_signing_key_and_the_port_alone(relay):
 USED = {
     "translate, a write key": ("translate", {"SEGMENT_WRITE_KEY": "..."}, "SEGMENT_WRITE_KEY is still the placeholder"),
     "translate, a prefix": ("translate", {"EVENT_PREFIX": "''"}, "EVENT_PREFIX has quotes around its value"),
+    "translate, names": ("translate", {"EVENT_NAMES": "x"}, "EVENT_NAMES is one of"),
+    "replay, names": ("replay", {"EVENT_NAMES": "x"}, "EVENT_NAMES is one of"),
     "translate, echo": ("translate", {"ECHO_TO_CUSTOMERIO": "maybe"}, "ECHO_TO_CUSTOMERIO is a flag"),
     "replay, where to send": ("replay", {"SEGMENT_HOST": "https://..."}, "SEGMENT_HOST is a URL"),
     "replay, a dry run": ("replay", {"DRY_RUN": "1"}, "DRY_RUN is on: nothing would be sent"),

@@ -42,6 +42,15 @@ READ = {
     "an empty host": ({"SEGMENT_HOST": ""}, "segment_host", "https://api.segment.io"),
     "a prefix with a space": ({"EVENT_PREFIX": "Customer.io "}, "event_prefix", "Customer.io "),
     "no prefix": ({"EVENT_PREFIX": ""}, "event_prefix", ""),
+    "a blank prefix": ({"EVENT_PREFIX": " "}, "event_prefix", ""),
+    "Customer.io's names": ({"EVENT_NAMES": "customerio"}, "event_names", "customerio"),
+    "their prefix": ({"EVENT_NAMES": "customerio"}, "event_prefix", "customerio:"),
+    "blank names": ({"EVENT_NAMES": " "}, "event_names", "customerio"),
+    "Segment's names": ({"EVENT_NAMES": " Segment\n"}, "event_names", "segment"),
+    "they have no prefix": ({"EVENT_NAMES": "SEGMENT"}, "event_prefix", ""),
+    "but for one that is set": ({"EVENT_NAMES": "segment", "EVENT_PREFIX": "CIO "}, "event_prefix", "CIO "),
+    "even the usual one": ({"EVENT_NAMES": "segment", "EVENT_PREFIX": "customerio:"}, "event_prefix", "customerio:"),
+    "or an empty one": ({"EVENT_NAMES": "segment", "EVENT_PREFIX": ""}, "event_prefix", ""),
     "properties to omit": ({"OMIT_PROPERTIES": "recipient, subject"}, "omit_properties", {"recipient", "subject"}),
     "echo": ({"ECHO_TO_CUSTOMERIO": "1"}, "echo_to_customerio", True),
     "true": ({"ECHO_TO_CUSTOMERIO": "true"}, "echo_to_customerio", True),
@@ -167,6 +176,9 @@ WRONG = {
     "properties of three dots": ({"OMIT_PROPERTIES": "..."}, "OMIT_PROPERTIES is a list"),
     "a property, and so on": ({"OMIT_PROPERTIES": "recipient, ..."}, "OMIT_PROPERTIES is a list"),
     "a property with a control character": ({"OMIT_PROPERTIES": "reci\x01pient"}, "OMIT_PROPERTIES is a list"),
+    "other names": ({"EVENT_NAMES": "rudderstack"}, "EVENT_NAMES is one of customerio, segment"),
+    "quoted names": ({"EVENT_NAMES": '"segment"'}, "EVENT_NAMES is one of customerio, segment"),
+    "names in two words": ({"EVENT_NAMES": "customer.io"}, "EVENT_NAMES is one of customerio, segment"),
     "a quoted prefix": ({"EVENT_PREFIX": '"cio "'}, "EVENT_PREFIX has quotes around its value"),
     "an empty prefix in quotes": ({"EVENT_PREFIX": '""'}, "EVENT_PREFIX has quotes around its value"),
     "a prefix with a line break": ({"EVENT_PREFIX": "cio\n"}, "EVENT_PREFIX has a control character in it"),
@@ -338,6 +350,14 @@ WARNED = {
     "a write key with a dash": ({"SEGMENT_WRITE_KEY": f"{KEY[:31]}-"}, "does not look like a write key"),
     "a dry run": ({"DRY_RUN": "force"}, "nothing is sent to Segment, and the events are not kept"),
     "http": ({"SEGMENT_HOST": "http://segment.example"}, "not https"),
+    "an address left out in one property": (
+        {"OMIT_PROPERTIES": "recipient,subject"},
+        "leaves the person's address in identifiers.email, email_address: add that too",
+    ),
+    "an address left out in two": (
+        {"OMIT_PROPERTIES": "identifiers,recipient"},
+        "leaves the person's address in email_address: add that too",
+    ),
 }
 
 
@@ -345,6 +365,20 @@ WARNED = {
 def test_warns(env, warning):
     (found,) = read(**env).warnings
     assert warning in found
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "identifiers.email,email_address,recipient",
+        "identifiers,email_address,recipient,subject",
+        "content,headers,variables",
+        "identifiers.id,identifiers.email_,recipients",
+        "",
+    ],
+)
+def test_does_not_warn_where_the_address_is_left_out_in_all_properties_or_in_none(names):
+    assert read(OMIT_PROPERTIES=names).warnings == ()
 
 
 SECRETS = {"SEGMENT_WRITE_KEY": "hidden-write-key", "CUSTOMERIO_SIGNING_KEY": "hidden-signing-key"}

@@ -35,11 +35,13 @@ def relative(path):
 
 def test_there_are_documents():
     assert {"README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md"} <= set(map(relative, DOCUMENTS))
-    assert {"docs/operating.md", "docs/design.md", "docs/performance.md"} <= set(map(relative, DOCUMENTS))
+    assert {"docs/operating.md", "docs/design.md", "docs/moving.md", "docs/performance.md"} <= set(
+        map(relative, DOCUMENTS)
+    )
 
 
 def test_the_readme_is_short():
-    assert len(README.splitlines()) <= 220
+    assert len(README.splitlines()) <= 230
 
 
 SET_BY_HEROKU = {"PORT", "WEB_CONCURRENCY"}
@@ -97,6 +99,30 @@ def test_the_example_of_the_readme_is_what_the_relay_makes_of_its_webhook():
     message = SegmentClient(config.segment_write_key, config.segment_host).to_message(call)
     assert f"```\ntrack call:\n{json.dumps(json.loads(message.json), indent=2)}\n```" in README
     assert f'{{"status":"dry-run","message_id":"{message.id}"}}' in README
+
+
+EXAMPLES = [
+    (relative(path), *example)
+    for path in DOCUMENTS
+    for example in re.findall(
+        r"^\$ (?:([A-Z_]+=\S+) )?\S+ -m ops translate (\S+)\n(\{.+)$", path.read_text(), re.MULTILINE
+    )
+]
+
+
+def test_there_are_examples_of_a_command():
+    assert len(EXAMPLES) >= 2
+
+
+@pytest.mark.parametrize(("_path", "setting", "file", "printed"), EXAMPLES, ids=[" ".join(e[:3]) for e in EXAMPLES])
+def test_what_a_command_prints_in_a_document_is_what_it_prints(_path, setting, file, printed):
+    config = Config.from_env({"DRY_RUN": "1"} | dict([setting.split("=")] if setting else []))
+    call = translate(parse((ROOT / file).read_bytes()), received=datetime.now(UTC), **config.mapping())
+    assert SegmentClient("", config.segment_host).to_message(call).json == printed
+
+
+def test_the_example_of_todays_form_comes_first():
+    assert README.index("tests/events/email_opened.json") < README.index("tests/events/legacy.json")
 
 
 def test_the_message_about_wrong_settings_is_the_one_that_is_printed():

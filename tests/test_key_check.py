@@ -174,12 +174,19 @@ def test_an_accepted_event_speaks_for_the_key(client, segment):
     assert probes(segment) == 0
 
 
-def test_the_probe_is_the_event_that_check_sends(segment):
-    client = InProcess(segment, EVENT_PREFIX="cio ")
-    segment.poison = {"cio email_poison"}
+PROBES = {  # settings -> the name of the probe, and of what Segment rejects
+    "a prefix": ({"EVENT_PREFIX": "cio "}, "cio relay_check", "cio email_poison"),
+    "Segment's names": ({"EVENT_NAMES": "segment"}, "Relay Check", "Email Poison"),
+}
+
+
+@pytest.mark.parametrize(("settings", "name", "poison"), PROBES.values(), ids=PROBES.keys())
+def test_the_probe_is_the_event_that_check_sends(segment, settings, name, poison):
+    client = InProcess(segment, **settings)
+    segment.poison = {poison}
     reject(client, 6)
     (probe,) = segment.kept.values()
-    assert (probe["event"], probe["anonymousId"]) == ("cio relay_check", "relay_check")
+    assert (probe["event"], probe["anonymousId"]) == (name, "relay_check")
     assert probe["messageId"].startswith("customerio-check-")
     assert probe["integrations"] == NO_ECHO
 

@@ -202,6 +202,8 @@ KINDS = {
     "a legacy name that is no text": ({"event_type": 5, "object_type": "sms", "metric": "sent"}, ("sms", "sent")),
     "a name that is no text": ({"event_type": ["email"]}, ("other", "other")),
     "a channel that is no text": ({"object_type": {}, "metric": 5}, ("other", "other")),
+    "in capitals": ({"object_type": "In App", "metric": " Clicked"}, ("in_app", "clicked")),
+    "a channel within a metric": ({"metric": "email_opened"}, ("other", "other")),
     "a name made to be a label": ({"object_type": 'x"} 1', "metric": "\n"}, ("other", "other")),
 }
 

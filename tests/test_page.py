@@ -542,6 +542,39 @@ def test_an_id_that_may_not_be_sent_is_said_to_be_left_out():
     assert "OMIT_PROPERTIES leaves no id of the person: to Segment they are" in " ".join(opened(dry)["changes"])
 
 
+def test_what_was_left_out_of_an_object_is_said_by_its_whole_name():
+    dry = InProcess(DRY_RUN="force", OMIT_PROPERTIES="identifiers.email,recipients.device_id,recipient,a.b")
+    identifiers = {"id": None, "email": "ada@example.com", "cio_id": "d9c1"}
+    dry.post(make_event(data={"identifiers": identifiers, "recipients": [{"device_id": "x"}], "a": {"c": 1}}))
+    said = opened(dry)["changes"]
+    assert said[0] == "Left out, because OMIT_PROPERTIES says so: identifiers.email, recipients.device_id."
+    assert said[1].startswith("The person has no id")
+    assert "ada@example.com" not in opened(dry)["call"]["text"]
+
+
+# What became no call -> the name and the person that the list shows; the rule is translate's.
+NO_CALL = {
+    "no name": ({"metric": None}, {}, ("", "person-1")),
+    "a channel that is no text": ({"object_type": 5}, {}, ("", "person-1")),
+    "nobody": ({"data": {}}, {}, ("email_opened", "")),
+    "an address, where no name": ({"metric": 5, "data": {"email_address": "A <a@b.c>"}}, {}, ("", "a@b.c")),
+    "address before cio_id": (
+        {"metric": None, "data": {"email_address": "a@b.c", "identifiers": {"cio_id": "d9"}}},
+        *({}, ("", "a@b.c")),
+    ),
+    "under Segment's name": ({"data": {}}, {"EVENT_NAMES": "segment"}, ("Email Opened", "")),
+    "whom OMIT_PROPERTIES leaves out": ({}, {"OMIT_PROPERTIES": "customer_id"}, ("email_opened", "")),
+}
+
+
+@pytest.mark.parametrize(("event", "settings", "shown"), NO_CALL.values(), ids=NO_CALL.keys())
+def test_the_name_and_the_person_of_what_became_no_call(event, settings, shown):
+    dry = InProcess(DRY_RUN="force", **settings)
+    assert dry.post(make_event(**event)).status_code == 202
+    row = listed(dry)[-1]
+    assert (row["event"], row["person"]) == shown
+
+
 def test_what_is_as_it_was_is_not_said_to_be_changed(dry):
     dry.post(make_event(customerio={"a": 1}, extra=[1, {"a": None}], traits={"x": 1}))
     assert "strict JSON" not in " ".join(opened(dry)["changes"])
@@ -681,4 +714,6 @@ def test_every_sample_becomes_a_call(name):
 
 
 def test_there_is_a_sample_of_every_documented_event():
-    assert len(samples.EVENTS) == 69
+    documented = json.loads((ROOT / "tests/events/catalogue.json").read_text())
+    assert len(documented) == 73
+    assert {name: list(pair) for name, pair in samples.EVENTS.items()} == documented

@@ -81,8 +81,12 @@ def valid_for_segment(message):
 def relayed(body):
     """Return the bytes that leave for a body, or the error."""
     try:
-        call = translate(parse(body), received=RECEIVED, namespace=namespace("k"))
+        event, settings = parse(body), {"received": RECEIVED, "namespace": namespace("k")}
+        call = translate(event, **settings)
         message = SEGMENT.to_message(call)
+        named = translate(event, names="segment", **settings)
+        valid_for_segment(SEGMENT.to_message(named))
+        assert repr(named | {"event": 0}) == repr(call | {"event": 0})  # as text, since NaN is not itself
     except (Undeliverable, NotAnObject) as error:
         return type(error), str(error)
     valid_for_segment(message)

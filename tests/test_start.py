@@ -131,7 +131,7 @@ def test_make_run_is_a_dry_run_on_this_machine_only_whatever_keys_are_set():
         process.terminate()
         log, _ = process.communicate(timeout=10)
     assert f"Trying out the relay at {url}. DRY_RUN is on: nothing is sent to Segment." in log
-    assert f"curl -d @tests/events/legacy.json {url}/webhook" in log
+    assert f"curl -d @tests/events/email_opened.json {url}/webhook" in log
 
 
 def test_make_run_invites_nobody_to_another_programs_port():
@@ -158,6 +158,14 @@ def test_settings_reach_the_track_call(segment):
     assert message["event"] == "cio_email_opened"
     assert message["properties"] == {"customer_id": "1", "x": 1}
     assert message["integrations"] == {}
+
+
+def test_segments_names_reach_the_track_call_and_the_metrics_keep_customerios(segment):
+    client = InProcess(segment, EVENT_NAMES="segment")
+    assert client.post(make_event("a", object_type="in_app", metric="clicked")).status_code == 200
+    (message,) = segment.kept.values()
+    assert message["event"] == "In-App Clicked"
+    assert 'relay_events_total{metric="clicked",object_type="in_app"} 1.0' in client.get("/metrics").text
 
 
 def test_ctrl_c_ends_it_at_once(start):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from segment_client import MAX_EVENT_BYTES, SegmentClient, scrub
-from translate import NotAnObject, Undeliverable, namespace, parse, translate
+from translate import NAMES, NotAnObject, Undeliverable, namespace, parse, translate
 
 EVENTS = Path(__file__).parent / "events"
 CATALOGUE = json.loads((EVENTS / "catalogue.json").read_text())
@@ -66,6 +66,8 @@ def test_a_slack_channel_is_nobodys_email_address():
         "properties": SLACK["data"],
         "context": {
             "event_id": "01E4C4HDQ7P1X9GWKJ3S0F2ABC",
+            "object_type": "slack",
+            "metric": "clicked",
             "trigger_event_id": "01E4C4G1S04QCV1NASF4NWMQNR",
             "integration": {"name": "Customer.io"},
         },
@@ -75,13 +77,221 @@ def test_a_slack_channel_is_nobodys_email_address():
     }
 
 
-@pytest.mark.parametrize("name", CATALOGUE, ids=str)
-def test_every_documented_event_is_relayed_under_its_name(name):
+# Every documented event: its name with EVENT_NAMES=customerio, and with segment.
+DOCUMENTED = {
+    "email_drafted": "Email Drafted",
+    "email_attempted": "Email Attempted",
+    "email_sent": "Email Sent",
+    "email_delivered": "Email Delivered",
+    "email_opened": "Email Opened",
+    "email_clicked": "Email Link Clicked",
+    "email_converted": "Email Converted",
+    "email_unsubscribed": "Email Unsubscribed",
+    "email_bounced": "Email Bounced",
+    "email_dropped": "Email Suppressed",
+    "email_spammed": "Email Marked as Spam",
+    "email_failed": "Email Failed",
+    "email_undeliverable": "Email Undeliverable",
+    "push_drafted": "Push Drafted",
+    "push_attempted": "Push Attempted",
+    "push_sent": "Push Sent",
+    "push_delivered": "Push Delivered",
+    "push_opened": "Push Opened",
+    "push_clicked": "Push Link Clicked",
+    "push_converted": "Push Converted",
+    "push_bounced": "Push Bounced",
+    "push_dropped": "Push Suppressed",
+    "push_failed": "Push Failed",
+    "push_undeliverable": "Push Undeliverable",
+    "sms_drafted": "SMS Drafted",
+    "sms_attempted": "SMS Attempted",
+    "sms_sent": "SMS Sent",
+    "sms_delivered": "SMS Delivered",
+    "sms_clicked": "SMS Link Clicked",
+    "sms_converted": "SMS Converted",
+    "sms_bounced": "SMS Bounced",
+    "sms_failed": "SMS Failed",
+    "sms_undeliverable": "SMS Undeliverable",
+    "sms_replied": "SMS Replied",
+    "whatsapp_drafted": "WhatsApp Drafted",
+    "whatsapp_attempted": "WhatsApp Attempted",
+    "whatsapp_sent": "WhatsApp Sent",
+    "whatsapp_delivered": "WhatsApp Delivered",
+    "whatsapp_opened": "WhatsApp Opened",
+    "whatsapp_clicked": "WhatsApp Link Clicked",
+    "whatsapp_converted": "WhatsApp Converted",
+    "whatsapp_bounced": "WhatsApp Bounced",
+    "whatsapp_dropped": "WhatsApp Suppressed",
+    "whatsapp_failed": "WhatsApp Failed",
+    "whatsapp_undeliverable": "WhatsApp Undeliverable",
+    "whatsapp_replied": "WhatsApp Replied",
+    "slack_drafted": "Slack Drafted",
+    "slack_attempted": "Slack Attempted",
+    "slack_sent": "Slack Sent",
+    "slack_clicked": "Slack Link Clicked",
+    "slack_failed": "Slack Failed",
+    "slack_undeliverable": "Slack Undeliverable",
+    "webhook_drafted": "Webhook Drafted",
+    "webhook_attempted": "Webhook Attempted",
+    "webhook_sent": "Webhook Sent",
+    "webhook_clicked": "Webhook Link Clicked",
+    "webhook_failed": "Webhook Failed",
+    "webhook_undeliverable": "Webhook Undeliverable",
+    "in_app_drafted": "In-App Drafted",
+    "in_app_attempted": "In-App Attempted",
+    "in_app_sent": "In-App Sent",
+    "in_app_opened": "In-App Opened",
+    "in_app_clicked": "In-App Clicked",
+    "in_app_converted": "In-App Converted",
+    "in_app_failed": "In-App Failed",
+    "in_app_undeliverable": "In-App Undeliverable",
+    "customer_subscribed": "Subscribed",
+    "customer_unsubscribed": "Unsubscribed",
+    "customer_cio_subscription_preferences_changed": "Subscription Preferences Changed",
+    "email_deferred": "Email Deferred",
+    "sms_dropped": "SMS Suppressed",
+    "slack_converted": "Slack Converted",
+    "webhook_converted": "Webhook Converted",
+}
+# All that Customer.io's own source "Journeys Message Metrics" sends.
+JOURNEYS = {
+    "Email": "Drafted, Attempted, Sent, Delivered, Opened, Link Clicked, Converted, Unsubscribed, Bounced, Suppressed, "
+    "Marked as Spam, Failed",
+    "Push": "Drafted, Attempted, Sent, Delivered, Opened, Link Clicked, Converted, Bounced, Suppressed, Failed",
+    "SMS": "Drafted, Attempted, Sent, Delivered, Link Clicked, Converted, Bounced, Failed",
+    "In-App": "Drafted, Attempted, Sent, Opened, Clicked, Converted, Failed",
+    "Webhook": "Drafted, Attempted, Sent, Link Clicked, Converted, Failed",
+    "Slack": "Drafted, Attempted, Sent, Link Clicked, Failed",
+    "": "Subscribed, Unsubscribed, Subscription Preferences Changed",
+}
+
+
+def test_the_table_of_names_has_every_documented_event_and_every_name_of_customerios_source():
+    assert DOCUMENTED.keys() == CATALOGUE.keys()
+    theirs = {f"{channel} {name}".strip() for channel, names in JOURNEYS.items() for name in names.split(", ")}
+    assert (len(theirs), theirs - set(DOCUMENTED.values())) == (51, set())
+    assert len(set(DOCUMENTED.values())) == len(DOCUMENTED) == 73
+
+
+def todays_form(name):
     object_type, metric = CATALOGUE[name]
-    assert call(OPENED | {"object_type": object_type, "metric": metric})["event"] == f"customerio:{name}"
+    return OPENED | {"object_type": object_type, "metric": metric}
 
 
-NAMES = {
+def legacy_form(name):
+    return LEGACY | {"event_type": name}
+
+
+@pytest.mark.parametrize("form", [todays_form, legacy_form])
+@pytest.mark.parametrize(("name", "segment"), DOCUMENTED.items(), ids=DOCUMENTED.keys())
+def test_every_documented_event_has_its_name_and_all_else_is_the_same(form, name, segment):
+    calls = [call(form(name), names=names, namespace="k") for names in NAMES]
+    assert [call.pop("event") for call in calls] == [f"customerio:{name}", f"customerio:{segment}"]
+    assert calls[0] == calls[1]
+    assert call(form(name), names="segment", prefix="")["event"] == segment
+
+
+PERSON = {"customer_id": "1", "email_address": "ada@example.org"}
+SEGMENT_NAMES = {  # the form of an event -> its name with EVENT_NAMES=segment, by the rule
+    "an email's unsubscription": (
+        {"object_type": "email", "metric": "unsubscribed", "data": PERSON | {"delivery_id": "d"}},
+        "Email Unsubscribed",
+    ),
+    "a number as delivery_id": (
+        {"object_type": "Email", "metric": "unsubscribed", "data": PERSON | {"delivery_id": 7}},
+        "Email Unsubscribed",
+    ),
+    "a person's, by email": ({"object_type": "email", "metric": "unsubscribed", "data": PERSON}, "Unsubscribed"),
+    "a null delivery_id": (
+        {"object_type": "email", "metric": "unsubscribed", "data": PERSON | {"delivery_id": None}},
+        "Unsubscribed",
+    ),
+    "a blank delivery_id": (
+        {"object_type": "email", "metric": "unsubscribed", "data": PERSON | {"delivery_id": " "}},
+        "Unsubscribed",
+    ),
+    "by push": (
+        {"object_type": "push", "metric": "unsubscribed", "data": PERSON | {"delivery_id": "d"}},
+        "Unsubscribed",
+    ),
+    "subscribed by email": (
+        {"object_type": "email", "metric": "subscribed", "data": PERSON | {"delivery_id": "d"}},
+        "Subscribed",
+    ),
+    "by a channel of tomorrow": ({"object_type": "line", "metric": "subscribed"}, "Subscribed"),
+    "without a channel": ({"metric": "subscribed"}, "Subscribed"),
+    "preferences, by SMS": (
+        {"object_type": "sms", "metric": "cio_subscription_preferences_changed"},
+        "Subscription Preferences Changed",
+    ),
+    "preferences, with the misspelt key": (
+        {"object_type_type": "customer", "metric": "cio_subscription_preferences_changed"},
+        "Subscription Preferences Changed",
+    ),
+    "preferences, as settings call them": (
+        {"object_type": "customer", "metric": "subscription_preferences_changed"},
+        "Subscription Preferences Changed",
+    ),
+    "a metric of tomorrow": ({"object_type": "sms", "metric": "snoozed"}, "SMS Snoozed"),
+    "of two words": ({"object_type": "in_app", "metric": "half_read"}, "In-App Half Read"),
+    "a channel of tomorrow": ({"object_type": "live_notification", "metric": "opened"}, "Live Notification Opened"),
+    "its clicks": ({"object_type": "line", "metric": "clicked"}, "Line Link Clicked"),
+    "its drops": ({"object_type": "inbox", "metric": "dropped"}, "Inbox Suppressed"),
+    "in-app drops": ({"object_type": "in_app", "metric": "dropped"}, "In-App Suppressed"),
+    "something new of a person": ({"object_type": "customer", "metric": "merged"}, "Customer Merged"),
+    "a null channel": ({"object_type": None, "metric": "opened"}, "Opened"),
+    "an empty channel": ({"object_type": "", "metric": "clicked"}, "Link Clicked"),
+    "capitals and blanks": ({"object_type": " In App", "metric": "CLICKED "}, "In-App Clicked"),
+    "blanks in an unknown one": (
+        {"object_type": "live  notification", "metric": "_opened"},
+        "Live Notification Opened",
+    ),
+    "letters that are none of ours": ({"object_type": "line", "metric": "開封"}, "Line 開封"),
+    "an accent": ({"object_type": "email", "metric": "öffnung_éteinte"}, "Email Öffnung Éteinte"),
+    "digits and signs": ({"object_type": "email", "metric": "2nd_open-ing's"}, "Email 2nd Open-ing's"),
+    "nothing but a dash": ({"object_type": "_", "metric": "_"}, "___"),
+    "a dash as metric": ({"object_type": "email", "metric": "_"}, "Email"),
+    "legacy: in-app": ({"event_type": "in_app_clicked"}, "In-App Clicked"),
+    "legacy: capitals": ({"event_type": "Email_Clicked"}, "Email Link Clicked"),
+    "legacy: an email's unsubscription": ({"event_type": "email_unsubscribed", "data": PERSON}, "Email Unsubscribed"),
+    "legacy: a person's": ({"event_type": "customer_unsubscribed"}, "Unsubscribed"),
+    "legacy: a person's, by push": ({"event_type": "push_subscribed"}, "Subscribed"),
+    "legacy: preferences": (
+        {"event_type": "customer_cio_subscription_preferences_changed"},
+        "Subscription Preferences Changed",
+    ),
+    "legacy: preferences by a channel of tomorrow": (
+        {"event_type": "live_notification_cio_subscription_preferences_changed"},
+        "Subscription Preferences Changed",
+    ),
+    "legacy: preferences alone": (
+        {"event_type": "cio_subscription_preferences_changed"},
+        "Subscription Preferences Changed",
+    ),
+    "legacy: a channel of tomorrow": ({"event_type": "live_notification_clicked"}, "Live Notification Link Clicked"),
+    "legacy: a metric of tomorrow": ({"event_type": "email_half_read"}, "Email Half Read"),
+    "legacy: one word": ({"event_type": "subscribed"}, "Subscribed"),
+    "legacy: an unknown word": ({"event_type": "snoozed"}, "Snoozed"),
+    "legacy: a channel alone": ({"event_type": "email"}, "Email"),
+    "legacy: with a dash": ({"event_type": "email_"}, "Email"),
+}
+
+
+@pytest.mark.parametrize(("form", "name"), SEGMENT_NAMES.values(), ids=SEGMENT_NAMES.keys())
+def test_segment_name(form, name):
+    event = {"event_id": "1", "timestamp": 1, "data": {"customer_id": "1"}} | form
+    theirs, ours = call(event, names="segment", prefix=""), call(event, prefix="")
+    assert theirs.pop("event") == name
+    assert ours.pop("event") != ""
+    assert theirs == ours
+
+
+def test_what_is_left_out_changes_no_name():
+    event = OPENED | {"metric": "unsubscribed"}
+    assert call(event, names="segment", prefix="", omit={"delivery_id"})["event"] == "Email Unsubscribed"
+
+
+CUSTOMERIO_NAMES = {  # what changes in the event -> its name with EVENT_NAMES=customerio
     "object_type and metric": ({}, "email_opened"),
     "event_type": ({"object_type": None, "metric": None, "event_type": "email_opened"}, "email_opened"),
     "event_type comes first": ({"event_type": "customer_subscribed"}, "customer_subscribed"),
@@ -95,7 +305,7 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize(("change", "name"), NAMES.values(), ids=NAMES.keys())
+@pytest.mark.parametrize(("change", "name"), CUSTOMERIO_NAMES.values(), ids=CUSTOMERIO_NAMES.keys())
 def test_name(change, name):
     assert call(OPENED | change, prefix="cio ")["event"] == "cio " + name
 
@@ -148,6 +358,20 @@ WHO = {  # data -> userId, anonymousId, email
     "identifiers.email first": ({"email_address": "b@b.b", "identifiers": {"email": EMAIL}}, None, EMAIL, EMAIL),
     "recipient of an email": ({"recipient": EMAIL, "identifiers": {"cio_id": "d9"}}, None, EMAIL, EMAIL),
     "name and address": ({"email_address": f"Ada L. <{EMAIL}>"}, None, EMAIL, EMAIL),
+    "with capitals": ({"email_address": "Ada <Ada@Example.org>"}, None, "Ada@Example.org", "Ada@Example.org"),
+    "the first of a list": ({"recipient": f"Ada L. <{EMAIL}>, b@b.b"}, None, EMAIL, EMAIL),
+    "of bare addresses": ({"recipient": f"{EMAIL},b@b.b"}, None, EMAIL, EMAIL),
+    "with semicolons": ({"recipient": f" {EMAIL} ; B <b@b.b>"}, None, EMAIL, EMAIL),
+    "a bare one, then a name": ({"recipient": f"{EMAIL}, B <b@b.b>"}, None, EMAIL, EMAIL),
+    "a comma in a name": ({"recipient": f'"Lovelace, Ada" <{EMAIL}>, b@b.b'}, None, EMAIL, EMAIL),
+    "an address as a name": ({"recipient": f'"b@b.b, B" <{EMAIL}>, c@c.c'}, None, EMAIL, EMAIL),
+    "a comma in a name without quotes": ({"recipient": f"Lovelace, Ada <{EMAIL}>"}, None, EMAIL, EMAIL),
+    "half a quote": ({"recipient": f'Ada "L <{EMAIL}>'}, None, EMAIL, EMAIL),
+    "of a list, with an id": ({"customer_id": "1", "recipient": f"{EMAIL}, b@b.b"}, "1", None, EMAIL),
+    "a list that begins with none": ({"recipient": '"a,b"@c.d, b@b.b'}, None, '"a,b"@c.d, b@b.b', None),
+    "a list of none": ({"recipient": "Ada, Bob"}, None, "Ada, Bob", None),
+    "an address within a text": ({"recipient": f"to {EMAIL} and others"}, None, f"to {EMAIL} and others", None),
+    "a name, and no address": ({"email_address": "Ada <ada>"}, None, "ada", None),
     "cio_id": ({"identifiers": {"id": "", "email": None, "cio_id": "d9c1"}}, None, "d9c1", None),
     "an email that is none": ({"identifiers": {"email": "not an address"}}, None, "not an address", None),
     "identifiers that are none": ({"identifiers": ["x"], "customer_id": "1"}, "1", None, None),
@@ -197,6 +421,29 @@ def test_about_nobody_it_is_undeliverable(data):
 def test_without_an_object_of_data_it_names_nobody(data):
     with pytest.raises(Undeliverable, match="it names nobody"):
         call(OPENED | {"data": data})
+
+
+# Which events are about an email, so that their recipient is an address.
+ABOUT_EMAIL = {
+    "by object_type": ({"object_type": "email", "metric": "opened"}, True),
+    "in capitals": ({"object_type": "Email", "metric": "opened"}, True),
+    "in the legacy form, by the name": ({"event_type": "email_opened"}, True),
+    "a channel that begins so": ({"object_type": "email_digest", "metric": "opened"}, False),
+    "a metric that begins so": ({"metric": "email_opened"}, False),
+    "a legacy name that begins otherwise": ({"event_type": "customer_subscribed", "object_type": "email"}, False),
+}
+
+
+@pytest.mark.parametrize(("form", "is_about"), ABOUT_EMAIL.values(), ids=ABOUT_EMAIL.keys())
+def test_about_an_email_the_recipient_is_the_person(form, is_about):
+    event = {"event_id": "1", "timestamp": 1, "data": {"recipient": EMAIL, "identifiers": {"cio_id": "d9"}}}
+    assert call(event | form)["anonymous_id"] == (EMAIL if is_about else "d9")
+
+
+@pytest.mark.parametrize("text", ['"' * 2**20, "a@" * 2**20, "<" * 2**20, 'a",' * 2**20, '\\"' * 2**20, "@<," * 2**20])
+def test_an_address_of_megabytes_is_read_in_one_go(text):
+    """Were the time quadratic, this would take hours."""
+    assert call(about(recipient=text))["anonymous_id"]
 
 
 def test_a_phone_number_is_nobody():
@@ -301,6 +548,24 @@ def test_unknown_keys_of_the_envelope_are_kept_in_context():
     assert result["context"]["new"] == {"a": [1]}
 
 
+KEPT = {  # the form of an event -> what of it is in context
+    "today's": ({"object_type": "in_app", "metric": "clicked"}, {"object_type": "in_app", "metric": "clicked"}),
+    "as they came": ({"object_type": " In_App", "metric": "CLICKED"}, {"object_type": " In_App", "metric": "CLICKED"}),
+    "no channel": ({"metric": "clicked"}, {"metric": "clicked"}),
+    "an empty channel": ({"object_type": "", "metric": "clicked"}, {"object_type": "", "metric": "clicked"}),
+    "the legacy one": ({"event_type": "in_app_clicked"}, {}),
+    "both": ({"event_type": "a_b", "object_type": {}, "metric": 5}, {"object_type": {}, "metric": 5}),
+    "a name that is no text": ({"event_type": 7, "metric": "clicked"}, {"event_type": 7, "metric": "clicked"}),
+}
+
+
+@pytest.mark.parametrize(("form", "kept"), KEPT.values(), ids=KEPT.keys())
+def test_channel_and_metric_are_kept_in_context(form, kept):
+    """A name can't be split safely: in_app_clicked."""
+    context = call({"event_id": "1", "timestamp": 1, "data": {"customer_id": "1"}} | form)["context"]
+    assert context == {"event_id": "1", "integration": {"name": "Customer.io"}} | kept
+
+
 def test_keys_that_mean_something_to_segment_are_kept_apart():
     result = call(OPENED | {"traits": {"plan": "x"}, "ip": "192.0.2.1", "library": 1})
     assert result["context"]["traits"] == {"email": "ada@example.org"}
@@ -314,6 +579,7 @@ RESERVED = {  # as Segment's "Spec: Common Fields" names them, and two that its 
     "channel": "server",
     "consent": {"categoryPreferences": {"ads": False}},
     "device": {"id": "x"},
+    "direct": True,
     "externalIds": [{"id": "x", "type": "ga_client_id"}],
     "groupId": "g",
     "instanceId": "i",
@@ -356,9 +622,80 @@ def test_omitted_properties_never_leave_in_any_form():
     assert "ada@example.org" not in json.dumps(result)
 
 
+DEVICES = [{"device_id": "x", "device_platform": "ios"}, {"device_id": "y"}, "z", [{"device_id": 1, "a": 2}]]
+OMITTED = {  # the names -> data before and after
+    "a name": ("subject", {"subject": "s", "a": 1}, {"a": 1}),
+    "in an object": ("identifiers.email", {"identifiers": {"id": "1", "email": EMAIL}}, {"identifiers": {"id": "1"}}),
+    "the last in an object": ("a.b", {"a": {"b": 1}}, {"a": {}}),
+    "in each object of a list": (
+        "recipients.device_id",
+        {"recipients": DEVICES},
+        {"recipients": [{"device_platform": "ios"}, {}, "z", [{"a": 2}]]},
+    ),
+    "three deep": ("a.b.c", {"a": {"b": [{"c": 1, "d": 2}]}, "b": {"c": 3}}, {"a": {"b": [{"d": 2}]}, "b": {"c": 3}}),
+    "a dot in the name counts first": ("a.b", {"a.b": 1, "a": {"b": 2}}, {"a": {"b": 2}}),
+    "also in an object": ("a.b.c", {"a": {"b.c": 1, "b": {"c": 2}}}, {"a": {"b": {"c": 2}}}),
+    "also of the outer name": ("a.b.c", {"a.b": {"c": 1}, "a": {"b": {"c": 2}}}, {"a.b": {}, "a": {"b": {"c": 2}}}),
+    "a dot in a name that has no such property": (
+        "a.b.c",
+        {"a.b": 1, "a": {"b": {"c": 2}}},
+        {"a.b": 1, "a": {"b": {}}},
+    ),
+    "an object and what is in it": ("a,a.b", {"a": {"b": 1}, "c": 2}, {"c": 2}),
+    "what isn't there": ("a.b,x.y,z", {"a": {"c": 1}, "x": "y"}, {"a": {"c": 1}, "x": "y"}),
+    "no object": ("a.b", {"a": None, "b": 1}, {"a": None, "b": 1}),
+    "not deeper than it says": ("b", {"a": {"b": 1}}, {"a": {"b": 1}}),
+    "a text is no list": ("a.0", {"a": "xyz"}, {"a": "xyz"}),
+}
+
+
+@pytest.mark.parametrize(("names", "before", "after"), OMITTED.values(), ids=OMITTED.keys())
+def test_omit(names, before, after):
+    event = about(customer_id="1", **before)
+    was = json.dumps(event)
+    result = call(event, omit=frozenset(names.split(",")))
+    assert result["properties"] == {"customer_id": "1"} | after
+    assert json.dumps(event) == was
+    assert result | {"properties": 0} == call(event) | {"properties": 0} | {"context": result["context"]}
+
+
+# The recipe of the README.
+NO_ADDRESS_AT_ALL = frozenset({"identifiers.email", "email_address", "recipient"})
+WITHOUT_ADDRESS = {  # data -> who it is then
+    "an id": ({"customer_id": "7", "identifiers": {"id": "7", "email": EMAIL, "cio_id": "d9"}}, ("7", None)),
+    "no id": ({"identifiers": {"id": None, "email": EMAIL, "cio_id": "d9"}}, (None, "d9")),
+    "an address twice": ({"email_address": EMAIL, "identifiers": {"email": EMAIL, "cio_id": "d9"}}, (None, "d9")),
+}
+
+
+@pytest.mark.parametrize(("data", "who"), WITHOUT_ADDRESS.values(), ids=WITHOUT_ADDRESS.keys())
+def test_without_the_address_a_person_is_known_by_id_or_cio_id(data, who):
+    result = message(about(recipient=EMAIL, **data), omit=NO_ADDRESS_AT_ALL)
+    assert (result["userId"], result["anonymousId"]) == who
+    assert EMAIL not in json.dumps(result)
+
+
+def test_without_the_address_and_without_another_id_it_names_nobody():
+    with pytest.raises(Undeliverable, match="it names nobody"):
+        call(about(recipient=EMAIL, identifiers={"email": EMAIL}), omit=NO_ADDRESS_AT_ALL)
+
+
+@pytest.mark.parametrize("levels", [100, 990, 5_000])
+def test_omit_in_what_is_nested_deeply(levels):
+    value = 1
+    for _ in range(levels):
+        value = [value]
+    event = about(customer_id="1", a=value)
+    if levels > 100:
+        with pytest.raises(Undeliverable, match="nested too deeply"):
+            message(event, omit=frozenset({"a.b"}))
+    else:
+        assert message(event, omit=frozenset({"a.b"}))["properties"]["a"] == value
+
+
 def test_translate_leaves_the_event_as_it_was():
     before = json.dumps(OPENED)
-    message(OPENED, omit=frozenset({"subject"}))
+    message(OPENED, omit=frozenset({"subject", "identifiers.email"}))
     assert json.dumps(OPENED) == before
 
 
