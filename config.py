@@ -27,6 +27,9 @@ PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 QUOTES = "\"'`“”‘’„«»"
+# What our own documents put in the place of a signing key, to deploy before Customer.io shows it. Anybody can read
+# them, so none is ever a key. Letters and digits alone, since people also write "Unknown yet".
+NO_KEY_YET = ("unknownyet", "unknown")
 
 # What DNS and the client take. The client appends /v1/batch, so "https://api.segment.io/v1" would be a wrong
 # address. A user or password would replace the write key in the Authorization header.
@@ -35,6 +38,12 @@ HOST = re.compile(rf"https?://({LABEL}(\.{LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(:[0-9]
 PROPERTY = re.compile(r"[\w$-]+(\.[\w$-]+)*")
 
 FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+NOT_SET_UP = (
+    "CUSTOMERIO_SIGNING_KEY has a word in the place of the key: no webhook is accepted until it is set. "
+    "In Customer.io: Integrations > Reporting Webhooks > your webhook."
+)
 
 
 class ConfigError(Exception):
@@ -58,11 +67,19 @@ class Config:
     echo_to_customerio: bool = False
     dead_letter_file: str | None = None
     dry_run: bool = False
+    not_set_up: bool = False  # deployed before there was a signing key: no webhook is accepted
     port: int = 8080
     workers: int = 2
     log_level: str = "info"
     log_format: str = "text"
     warnings: tuple[str, ...] = ()
+
+    @property
+    def signatures(self) -> str:
+        """What becomes of signatures, in words."""
+        if self.not_set_up:
+            return "not set up: no webhook is accepted"
+        return "checked" if self.signing_keys else "not checked"
 
     def mapping(self) -> dict[str, Any]:
         """Return the arguments of `translate` that are settings."""
@@ -91,13 +108,17 @@ class Config:
         signing_keys = read.signing_keys("CUSTOMERIO_SIGNING_KEY")
         dry_run = read.dry_run("DRY_RUN", bool(write_key and signing_keys))
         allow_unsigned = read.flag("ALLOW_UNSIGNED")
+        # A dry run needs no key. ALLOW_UNSIGNED changes nothing here: it doesn't where there is a key, either.
+        not_set_up = read.has_no_key_yet("CUSTOMERIO_SIGNING_KEY") and not signing_keys and not dry_run
         if dry_run:
             needs = ()
         if "SEGMENT_WRITE_KEY" in needs and not read.text("SEGMENT_WRITE_KEY"):
             read.problems.append(
                 "SEGMENT_WRITE_KEY is not set. In Segment: Connections > Sources > your source > Settings > API Keys."
             )
-        if signing_keys and allow_unsigned:
+        if not_set_up:
+            read.warnings.append(NOT_SET_UP)
+        elif signing_keys and allow_unsigned:
             read.warnings.append(
                 "ALLOW_UNSIGNED has no effect: CUSTOMERIO_SIGNING_KEY is set, so signatures are checked."
             )
@@ -122,6 +143,7 @@ class Config:
             echo_to_customerio=read.flag("ECHO_TO_CUSTOMERIO"),
             dead_letter_file=dead_letter_file,
             dry_run=dry_run,
+            not_set_up=not_set_up,
             port=read.number("PORT", 8080, 1, 65535),
             workers=read.workers("WEB_CONCURRENCY"),
             log_level=read.choice("LOG_LEVEL", "info", LOG_LEVELS),
@@ -187,8 +209,15 @@ class _Reader:
             )
         return key
 
+    def has_no_key_yet(self, name: str) -> bool:
+        return any(map(_is_no_key_yet, (self.text(name), *self.names(name))))
+
     def signing_keys(self, name: str) -> tuple[str, ...]:
-        keys = self.names(name)
+        if _is_no_key_yet(self.text(name)):  # "unknown, yet" too
+            return ()
+        keys = tuple(key for key in self.names(name) if not _is_no_key_yet(key))
+        if keys and len(keys) < len(self.names(name)):
+            self.warnings.append(f"{name} has a word in the place of a key beside other keys: only those count.")
         wrong = next(filter(None, map(_wrong_key, keys)), "has a semicolon in it" if ";" in self.text(name) else None)
         if wrong:
             self.problems.append(
@@ -259,3 +288,7 @@ def _wrong_key(key: str) -> str | None:
     if not key.isprintable() or " " in key:
         return "has a blank or a control character in it"
     return None
+
+
+def _is_no_key_yet(key: str) -> bool:
+    return "".join(filter(str.isalnum, key)).lower() in NO_KEY_YET

@@ -23,6 +23,7 @@ REMEDIES = {
     "not_segment": f"Set SEGMENT_HOST to Segment's address, look for a proxy in between, and restart. {COMES_BACK}",
     "redirect": f"Set SEGMENT_HOST to Segment's address and restart. {COMES_BACK}",
     "dead_letter": f"Make room on the disk, or set DEAD_LETTER_FILE to a file that can be written. {COMES_BACK}",
+    "not_set_up": f"Copy the signing key from {WEBHOOK_PAGE}; set CUSTOMERIO_SIGNING_KEY and restart. {COMES_BACK}",
     "internal": f"The log says where: please report it. {COMES_BACK}",
     "body": "Look at the network and the proxy between Customer.io and the relay.",
     "busy": "Turn Body Content off in Customer.io, or run more workers (WEB_CONCURRENCY).",

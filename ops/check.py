@@ -12,7 +12,7 @@ from typing import Any
 import click
 import requests
 
-from config import KEYS, Config, ConfigError
+from config import KEYS, NOT_SET_UP, Config, ConfigError
 from delivery import Rejected, RetryLater
 from key_check import check_call
 from ops import ask, customerio_api, preflight, segment_api
@@ -112,11 +112,14 @@ def check_settings(env: dict[str, str], report: Report) -> Config | None:
         return None
     report["settings"] = {
         "problems": [],
-        "warnings": list(config.warnings),
-        "signatures": "checked" if config.signing_keys else "not checked",
+        "warnings": [warning for warning in config.warnings if warning != NOT_SET_UP],  # it is wrong
+        "set_up": not config.not_set_up,
+        "signatures": config.signatures,
         "dry_run": config.dry_run,
         "segment_host": config.segment_host,
     }
+    if config.not_set_up:
+        report["wrong"].append(NOT_SET_UP)
     return config
 
 
@@ -390,7 +393,10 @@ def as_text(report: Report) -> list[str]:
     settings = report["settings"]
     if settings["problems"]:
         return []
-    lines = ["Settings: in order.", *(f"  warning: {warning}" for warning in settings["warnings"])]
+    lines = [
+        "Settings: in order." if settings["set_up"] else "Settings: not in order.",
+        *(f"  warning: {warning}" for warning in settings["warnings"]),
+    ]
     lines.append(f"Signatures: {settings['signatures']}.")
     lines += [*event_lines(report), *segment_lines(report), *customerio_lines(report)]
     return lines + [f"Not checked: {sentence}" for sentence in report["not_checked"]] + last_lines(report)

@@ -42,6 +42,7 @@ REASONS: dict[str, dict[str, str]] = {
         "busy": "too many large webhooks came at once",
         "dead_letter": "a dead letter could not be kept: check DEAD_LETTER_FILE and its disk",
         "internal": "the relay failed on it; the log says where",
+        "not_set_up": "the relay has no signing key yet: set CUSTOMERIO_SIGNING_KEY",
         "other": "for another reason",
     }
     | STATUSES,

@@ -168,7 +168,7 @@ def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool]
     values = {
         "address": ADDRESS,
         "dry_run": config.dry_run,
-        "signed": bool(config.signing_keys),
+        "signatures": config.signatures,
         "destination": _destination(config),
         "started": started,
         "now": now,

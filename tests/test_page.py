@@ -316,6 +316,17 @@ def test_without_a_signing_key_nobody_can_tell_a_genuine_webhook(segment):
     assert steps(live.get("/").text)[GENUINE] == (False, "Without the signing key nobody can tell a genuine one.")
 
 
+def test_a_word_in_the_place_of_the_signing_key_leaves_its_step_open(segment):
+    live = InProcess(segment, CUSTOMERIO_SIGNING_KEY="unknown-yet")
+    live.post(make_event())
+    html = live.get("/").text
+    assert "not set up: no webhook is accepted" in html
+    done, words = steps(html)["Signing key"]
+    assert (done, "Set the key that it shows as CUSTOMERIO_SIGNING_KEY and restart." in words) == (False, True)
+    assert steps(html)[GENUINE][0] is False
+    assert "The relay has no signing key yet: set CUSTOMERIO_SIGNING_KEY." in html
+
+
 def test_all_steps_are_done_once_events_flow(live):
     assert not all(done for done, _ in steps(live.get("/", PUBLIC).text).values())
     live.post(make_event())
