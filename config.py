@@ -37,6 +37,8 @@ LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
 HOST = re.compile(rf"https?://({LABEL}(\.{LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?/?", re.IGNORECASE | re.ASCII)
 PROPERTY = re.compile(r"[\w$-]+(\.[\w$-]+)*")
 
+WRITE_KEY = re.compile(r"[A-Za-z0-9]{32}")  # a new one; old ones are shorter
+
 FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -47,11 +49,12 @@ NOT_SET_UP = (
 
 
 class ConfigError(Exception):
-    """The relay cannot start; `problems` says why, a sentence each, none with a secret in it."""
+    """The relay cannot start; `problems` says why, a sentence each, none with a secret in it; `listed` lists them."""
 
     def __init__(self, problems: list[str]):
         self.problems = problems
-        super().__init__("The relay cannot start:\n  - " + "\n  - ".join(problems))
+        self.listed = "".join(f"\n  - {problem}" for problem in problems)
+        super().__init__(f"The relay cannot start:{self.listed}")
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class Config:
         read = _Reader(env)
         write_key = read.write_key("SEGMENT_WRITE_KEY")
         signing_keys = read.signing_keys("CUSTOMERIO_SIGNING_KEY")
+        read.compare_keys(write_key, signing_keys)
         dry_run = read.dry_run("DRY_RUN", bool(write_key and signing_keys))
         allow_unsigned = read.flag("ALLOW_UNSIGNED")
         # A dry run needs no key. ALLOW_UNSIGNED changes nothing here: it doesn't where there is a key, either.
@@ -202,12 +206,22 @@ class _Reader:
             self.problems.append(f"{name} {wrong}. Copy it again from Segment: your source > Settings > API Keys.")
         elif not re.fullmatch(r"[!-~]{6,51}", key):
             self.problems.append(f"{name} is not a write key: those have 6 to 51 printable characters.")
-        elif not re.fullmatch(r"[A-Za-z0-9]{32}", key):
+        elif not WRITE_KEY.fullmatch(key):
             self.warnings.append(
                 f"{name} does not look like a write key (32 letters and digits). "
                 "Segment answers 200 to wrong keys and drops the events."
             )
         return key
+
+    def compare_keys(self, write_key: str, signing_keys: tuple[str, ...]) -> None:
+        """Ask whether the two were swapped: both are long and random, and Segment answers 200 to any key."""
+        say = self.problems if self.problems else self.warnings  # warnings aren't seen where there are problems
+        if write_key and write_key in signing_keys:
+            say.append("SEGMENT_WRITE_KEY and CUSTOMERIO_SIGNING_KEY are the same: one of them is wrong.")
+        elif write_key and _likeness(write_key) < max(map(_likeness, signing_keys), default=0):
+            say.append(
+                "CUSTOMERIO_SIGNING_KEY looks more like a write key than SEGMENT_WRITE_KEY does: did you swap them?"
+            )
 
     def has_no_key_yet(self, name: str) -> bool:
         return any(map(_is_no_key_yet, (self.text(name), *self.names(name))))
@@ -288,6 +302,13 @@ def _wrong_key(key: str) -> str | None:
     if not key.isprintable() or " " in key:
         return "has a blank or a control character in it"
     return None
+
+
+def _likeness(key: str) -> int:
+    """Return how much a key looks like a write key. Hexadecimal digits alone may be a signature's key, too."""
+    if not WRITE_KEY.fullmatch(key):
+        return 0
+    return 1 if re.fullmatch("[0-9a-f]*|[0-9A-F]*", key) else 2
 
 
 def _is_no_key_yet(key: str) -> bool:

@@ -104,7 +104,7 @@ def check_settings(env: dict[str, str], report: Report) -> Config | None:
         config = Config.from_env(env, partial(preflight.file_problem, create=False), KEYS)
     except ConfigError as error:
         report["settings"] = {"problems": error.problems}
-        report["wrong"].append(str(error))
+        report["wrong"].append(wrong_settings(error))
         return None
     if problem := preflight.open_files_problem():
         report["settings"] = {"problems": [problem]}
@@ -121,6 +121,11 @@ def check_settings(env: dict[str, str], report: Report) -> Config | None:
     if config.not_set_up:
         report["wrong"].append(NOT_SET_UP)
     return config
+
+
+def wrong_settings(error: ConfigError) -> str:
+    """Return what a command says of settings with which the relay would not start."""
+    return "The settings are wrong:" + error.listed
 
 
 def check_segment(config: Config, api: Api | None, watch: bool, report: Report) -> None:

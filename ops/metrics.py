@@ -111,6 +111,7 @@ class Metrics:
         self._upload_events = Histogram(UPLOAD_EVENTS, column)
         self._uploads = next(column)
         self._first_genuine = next(column)  # when, in unix seconds
+        self._last_arrived = next(column)  # when an event that is no sample was last delivered, in unix seconds
         # What happened in each of the last minutes: which minute it is, the webhooks by outcome, the sum of ages.
         self._minutes = [{name: next(column) for name in ("minute", *REASONS, "age")} for _ in range(MINUTES + 1)]
         self._counts.row[self._uploads] = 0  # a killed worker's are over
@@ -128,6 +129,10 @@ class Metrics:
         """Note that a webhook with the right signature came."""
         row = self._counts.row
         row[self._first_genuine] = row[self._first_genuine] or time.time()
+
+    def arrived(self) -> None:
+        """Note that Segment has an event that is no sample."""
+        self._counts.row[self._last_arrived] = time.time()
 
     def acknowledged(self, event: dict[str, Any] | None) -> None:
         """Count the event of a webhook that won't come again, by its kind; None if it can't be read."""
@@ -240,6 +245,10 @@ class Metrics:
     def first_genuine(self) -> float:
         """Return when the first webhook with the right signature came, in unix seconds; 0 if none did."""
         return min(filter(None, self._counts.column(self._first_genuine)), default=0)
+
+    def last_arrived(self) -> float:
+        """Return when an event that is no sample was last delivered, in unix seconds; 0 if never."""
+        return max(self._counts.column(self._last_arrived))
 
     def failures(self, outcomes: Iterable[str]) -> list[Tally]:
         """Return what went wrong since the start, among these outcomes, the latest first."""

@@ -8,6 +8,7 @@ from flask import Flask, Response, g, request
 
 from config import Config
 from logs import Repeats
+from ops import samples
 from ops.inspector import Inspector
 from ops.metrics import Metrics
 from translate import occurred_at
@@ -55,19 +56,23 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
     def count(webhook: Webhook, outcome: str) -> None:
         metrics.answered(outcome, webhook.code, monotonic() - webhook.arrived)
         verified = bool(config.signing_keys) and (webhook.event is not None or outcome == "dead_lettered")
-        if verified and not is_sample():
+        sample = is_sample(webhook)
+        if verified and not sample:
             metrics.genuine()
         if outcome in ("delivered", "dry_run", "dead_lettered"):
             metrics.acknowledged(webhook.event)
+        if outcome == "delivered" and not sample:
+            metrics.arrived()
         if outcome == "delivered" and webhook.event and (occurred := occurred_at(webhook.event)):
             metrics.delivered(time() - occurred.timestamp())
 
     def show(webhook: Webhook, outcome: str, status: int) -> None:
+        sample = is_sample(webhook)
         inspector.seen(
-            webhook.body, webhook.message, status=status, outcome=outcome, reason=webhook.reason, sample=is_sample()
+            webhook.body, webhook.message, status=status, outcome=outcome, reason=webhook.reason, sample=sample
         )
 
 
-def is_sample() -> bool:
-    """Return whether the page has sent this webhook."""
-    return "relay.sample" in request.environ
+def is_sample(webhook: Webhook) -> bool:
+    """Return whether this webhook is a sample: from the page, whatever is in it, or from the command."""
+    return "relay.sample" in request.environ or samples.is_sample(webhook.event or {})

@@ -152,6 +152,7 @@ def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool]
     letters_in = "in the file that DEAD_LETTER_FILE names" if config.dead_letter_file else "on the log"
     troubles = advice.wrong_now(health, now, letters_in)
     last_delivered, first_genuine = metrics.last_delivered(), metrics.first_genuine()
+    last_arrived = metrics.last_arrived()
     refused = {"retried-write_key", "retried-every_event"} & {trouble.key for trouble in troubles}
     steps = partial(
         advice.steps,
@@ -161,7 +162,7 @@ def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool]
         dry_run=config.dry_run,
         port=config.port,
         genuine=f"It arrived {ago(now - first_genuine)}, at {instant(first_genuine)}." if first_genuine else "",
-        delivered=f"The last was accepted {ago(now - last_delivered)}." if last_delivered else "",
+        delivered=f"The last was accepted {ago(now - last_arrived)}." if last_arrived else "",
     )
     outcomes = metrics.outcomes()
     shown = [outcome for outcome in REASONS if outcomes[outcome] or outcome != _unused(config)]

@@ -413,6 +413,35 @@ def test_warns(env, warning):
     assert warning in found
 
 
+HEX = "0123456789abcdef" * 2
+SWAPPED = {  # the write key, the signing key -> whether the question is asked
+    "as they are": (KEY, "s3cret", False),
+    "as they are, and a hexadecimal signing key": (KEY, HEX, False),
+    "a hexadecimal write key": (HEX, "s3cret", False),
+    "both look like a write key": (KEY, KEY[::-1], False),
+    "swapped": ("s3cret", KEY, True),
+    "swapped, and a hexadecimal signing key": (HEX, KEY, True),
+    "swapped, and two signing keys": ("s3cret", f"a,{KEY}", True),
+}
+
+
+@pytest.mark.parametrize(("write_key", "signing_key", "asked"), SWAPPED.values(), ids=SWAPPED.keys())
+def test_swapped_keys(write_key, signing_key, asked):
+    warnings = read(SEGMENT_WRITE_KEY=write_key, CUSTOMERIO_SIGNING_KEY=signing_key).warnings
+    assert any(warning.endswith("did you swap them?") for warning in warnings) == asked
+
+
+def test_swapped_keys_of_which_one_cannot_be_a_write_key():
+    problem, question = problems(GOOD | {"SEGMENT_WRITE_KEY": HEX * 2, "CUSTOMERIO_SIGNING_KEY": KEY})
+    assert problem.startswith("SEGMENT_WRITE_KEY is not a write key")
+    assert question.endswith("did you swap them?")
+
+
+def test_the_same_key_twice():
+    (warning,) = read(CUSTOMERIO_SIGNING_KEY=KEY).warnings
+    assert warning == "SEGMENT_WRITE_KEY and CUSTOMERIO_SIGNING_KEY are the same: one of them is wrong."
+
+
 SECRETS = {"SEGMENT_WRITE_KEY": "hidden-write-key", "CUSTOMERIO_SIGNING_KEY": "hidden-signing-key"}
 
 

@@ -316,6 +316,18 @@ def test_without_a_signing_key_nobody_can_tell_a_genuine_webhook(segment):
     assert steps(live.get("/").text)[GENUINE] == (False, "Without the signing key nobody can tell a genuine one.")
 
 
+def test_a_sample_of_the_command_ticks_no_step(live):
+    """A step says that Customer.io's own webhooks come, and go on."""
+    before = steps(live.get("/", PUBLIC).text)
+    assert live.post(samples.sample("email_opened", "1", 1_700_000_000)).status_code == 200
+    assert steps(live.get("/", PUBLIC).text) == before
+    live.post(make_event())
+    assert [title for title, (done, _) in steps(live.get("/").text).items() if done and not before[title][0]] == [
+        GENUINE,
+        "Events in Segment",
+    ]
+
+
 def test_a_word_in_the_place_of_the_signing_key_leaves_its_step_open(segment):
     live = InProcess(segment, CUSTOMERIO_SIGNING_KEY="unknown-yet")
     live.post(make_event())
@@ -540,7 +552,7 @@ def test_there_is_a_choice_of_every_sample(dry):
 def test_every_sample_becomes_a_call(name):
     call = translate(samples.sample(name, "1", 1_700_000_000), received=datetime.now(UTC))
     assert call["event"] == f"customerio:{name}"
-    assert call["user_id"] == "0200102"
+    assert call["user_id"] == samples.ID
 
 
 def test_there_is_a_sample_of_every_documented_event():

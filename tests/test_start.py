@@ -36,7 +36,7 @@ def test_every_problem_in_one_message_and_no_worker(start, tmp_path):
         "SEGMENT_HOST",
         "SEGMENT_WRITE_KEY",
     ]
-    assert "Is a directory" in log
+    assert f"Is a directory ({tmp_path}, as the user " in log
     assert "Traceback" not in log
     assert "Booting worker" not in log
 
@@ -94,6 +94,19 @@ def test_a_log_of_json_says_in_json_why_the_relay_cannot_start(start):
     (line,) = map(json.loads, relay.whole_log().splitlines())  # at this level, nothing else
     assert line["level"] == "critical"
     assert re.fullmatch(r"The relay cannot start:\n  - SEGMENT_WRITE_KEY .+\n  - EVENT_PREFIX .+", line["message"])
+
+
+def test_a_wrong_log_level_is_said_in_json_too(start):
+    relay = start(wait=False, LOG_FORMAT="json", LOG_LEVEL="loud")
+    assert relay.process.wait(10) == 1
+    *_, line = map(json.loads, relay.whole_log().splitlines())
+    assert "LOG_LEVEL is one of" in line["message"]
+
+
+def test_a_wrong_log_format_keeps_the_log_level(start):
+    relay = start(wait=False, LOG_FORMAT="xml", LOG_LEVEL="critical")
+    assert relay.process.wait(10) == 1
+    assert relay.whole_log().startswith("The relay cannot start:")
 
 
 def test_a_taken_port_is_one_sentence(start):
