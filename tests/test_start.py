@@ -201,3 +201,29 @@ def test_make_finds_a_python_whatever_python3_is(tmp_path):
     )
     assert "-m venv .venv" in found.stdout
     assert not found.stdout.splitlines()[-1].startswith("python3 ")
+
+
+HALF_MADE = {  # what .venv has -> whether it is made anew
+    "nothing": ([], True),
+    "a python, after a failed venv": (["python"], True),
+    "a pip without a python": (["pip"], True),
+    "both": (["python", "pip"], False),
+}
+
+
+@pytest.mark.parametrize(("there", "anew"), HALF_MADE.values(), ids=HALF_MADE.keys())
+def test_make_install_takes_no_half_made_venv_for_a_whole_one(tmp_path, there, anew):
+    """Debian's python3 leaves one without pip if python3-venv is missing."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / "requirements.txt").touch()
+    for name in there:
+        (tmp_path / ".venv/bin" / name).touch()
+    done = subprocess.run(
+        ["make", "-n", "-f", str(ROOT / "Makefile"), "install", "PYTHON=python3"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ("python3 -m venv .venv --clear" in done.stdout) == anew
