@@ -61,12 +61,10 @@ clean: ## Delete .venv
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found. Name one: make install PYTHON=/path/to/python"; exit 1; }
 	$(PYTHON) -m venv .venv --clear
 
-.venv/bin/pip: | .venv/bin/python
-
-.venv/run: requirements.txt | .venv/bin/pip
+.venv/run: requirements.txt .venv/bin/pip
 	$(PIP) install --require-hashes -r requirements.txt
 	@touch $@
 
-.venv/dev: requirements-dev.txt | .venv/run
+.venv/dev: requirements-dev.txt .venv/run
 	$(PIP) install --require-hashes -r requirements-dev.txt
 	@touch $@

@@ -206,7 +206,6 @@ def test_make_finds_a_python_whatever_python3_is(tmp_path):
 HALF_MADE = {  # what .venv has -> whether it is made anew
     "nothing": ([], True),
     "a python, after a failed venv": (["python"], True),
-    "a pip without a python": (["pip"], True),
     "both": (["python", "pip"], False),
 }
 
