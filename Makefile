@@ -56,14 +56,15 @@ lock: .venv/dev ## Pin the dependencies again, with hashes (UPGRADE=--upgrade fo
 clean: ## Delete .venv
 	rm -rf .venv
 
-.venv/bin/python:
+# Without pip it is only half made: Debian's python3 needs the package python3-venv.
+.venv/bin/python .venv/bin/pip:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found. Name one: make install PYTHON=/path/to/python"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv --clear
 
-.venv/run: requirements.txt | .venv/bin/python
+.venv/run: requirements.txt .venv/bin/pip
 	$(PIP) install --require-hashes -r requirements.txt
 	@touch $@
 
-.venv/dev: requirements-dev.txt | .venv/run
+.venv/dev: requirements-dev.txt .venv/run
 	$(PIP) install --require-hashes -r requirements-dev.txt
 	@touch $@

@@ -65,6 +65,8 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
         webhook = current()
         deadline = webhook.arrived + DEADLINE
         with bodies.read(request, DEADLINE) as webhook.body:
+            if config.not_set_up:
+                raise RetryLater("not_set_up")
             if config.signing_keys:
                 timestamp, signature = request.headers.get("X-CIO-Timestamp"), request.headers.get("X-CIO-Signature")
                 verify(webhook.body, timestamp or "", signature or "", config.signing_keys, time())

@@ -23,6 +23,9 @@ PLACEHOLDER = re.compile(
     r"(segment[-_ ]?|customerio[-_ ]?)?(write|signing)[-_ ]?key",
     re.IGNORECASE,
 )
+# What our own documents put in place of a signing key, to deploy before Customer.io shows it. Anybody can read
+# them, so none is ever a key. Letters and digits alone, since people also write "Unknown yet".
+NO_KEY_YET = ("unknownyet", "unknown")
 QUOTES = "\"'`“”‘’„«»"
 
 # What DNS and the client take. The client appends /v1/batch, so "https://api.segment.io/v1" would be a wrong
@@ -31,15 +34,24 @@ LABEL = "[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
 ORIGIN = re.compile(rf"https?://({LABEL}(\.{LABEL})*\.?|\[[0-9A-Fa-f:.]+\])(:[0-9]*)?/?", re.IGNORECASE | re.ASCII)
 PROPERTY = re.compile(r"[\w$-]+(\.[\w$-]+)*")
 
+WRITE_KEY = re.compile(r"[A-Za-z0-9]{32}")  # a new one; old ones are shorter
+
 FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
+NOT_SET_UP = (
+    "CUSTOMERIO_SIGNING_KEY has a word in the place of the key: no webhook is accepted until it is set. "
+    "In Customer.io: Integrations > Reporting Webhooks > your webhook."
+)
+
+
 class ConfigError(Exception):
-    """The relay cannot start; `problems` says why, a sentence each, none with a secret in it."""
+    """The relay cannot start; `problems` says why, a sentence each, none with a secret in it; `listed` lists them."""
 
     def __init__(self, problems: list[str]):
         self.problems = problems
-        super().__init__("The relay cannot start:\n  - " + "\n  - ".join(problems))
+        self.listed = "".join(f"\n  - {problem}" for problem in problems)
+        super().__init__(f"The relay cannot start:{self.listed}")
 
 
 class Invalid(ValueError):
@@ -59,7 +71,9 @@ def write_key(text: str) -> str:
 
 
 def signing_keys(text: str) -> tuple[str, ...]:
-    keys = tuple(_listed(text))
+    if _is_no_key_yet(text):  # "unknown, yet" too
+        return ()
+    keys = tuple(key for key in _listed(text) if not _is_no_key_yet(key))
     wrong = next(filter(None, map(_wrong_key, keys)), "has a semicolon in it" if ";" in text else None)
     if wrong:
         raise Invalid(
@@ -165,7 +179,7 @@ class Config:
     )
     signing_keys: tuple[str, ...] = _setting(
         "CUSTOMERIO_SIGNING_KEY",
-        "The signing key of your webhook. To rotate it, set `new,old`, and later `new`.",
+        "The signing key of your webhook. To rotate it, set `<new key>,<old key>`, and later `<new key>`.",
         *(signing_keys, ()),
         secret=True,
     )
@@ -224,7 +238,15 @@ class Config:
     log_format: str = _setting(
         "LOG_FORMAT", "`text`, or `json` for one JSON object a line.", choice("text", "json"), "text"
     )
+    not_set_up: bool = False  # deployed before there was a signing key: no webhook is accepted
     warnings: tuple[str, ...] = ()
+
+    @property
+    def signatures(self) -> str:
+        """What becomes of signatures, in words."""
+        if self.not_set_up:
+            return "not set up: no webhook is accepted"
+        return "checked" if self.signing_keys else "not checked"
 
     def mapping(self) -> dict[str, Any]:
         """Return the arguments of `translate` that are settings."""
@@ -261,11 +283,18 @@ class Config:
                 "DRY_RUN is on while both keys are set: webhooks would be answered with 200, and their events be gone. "
                 "Unset DRY_RUN to deliver them, or set DRY_RUN=force."
             )
+        compared = _compare_keys(config)
+        if problems:
+            problems += compared  # warnings aren't seen where there are problems
         if config.dead_letter_file and (why := file_problem(config.dead_letter_file)):
             problems.append(f"DEAD_LETTER_FILE cannot be appended to: {why}.")
         if problems:
             raise ConfigError(problems)
-        return cls(**values, warnings=tuple(_warnings(config)))
+        # A dry run needs no key. ALLOW_UNSIGNED changes nothing here: it doesn't where there is a key, either.
+        words = _words_for_keys(env)
+        not_set_up = bool(words) and not config.signing_keys and not config.dry_run
+        warnings = [*_warnings(config, words, not_set_up), *compared]
+        return cls(**values, not_set_up=not_set_up, warnings=tuple(warnings))
 
 
 SETTINGS: dict[str, Setting] = {
@@ -305,9 +334,10 @@ def _missing(config: Config, env: Mapping[str, str], needs: Collection[str]) -> 
     return missing
 
 
-def _warnings(config: Config) -> list[str]:
+def _warnings(config: Config, words: list[str], not_set_up: bool) -> list[str]:
+    """Return the sentences to log. `words` are those in the place of a signing key."""
     warnings = []
-    if config.segment_write_key and not re.fullmatch(r"[A-Za-z0-9]{32}", config.segment_write_key):
+    if config.segment_write_key and not WRITE_KEY.fullmatch(config.segment_write_key):
         warnings.append(
             "SEGMENT_WRITE_KEY does not look like a write key (32 letters and digits). "
             "Segment answers 200 to wrong keys and drops the events."
@@ -324,13 +354,44 @@ def _warnings(config: Config) -> list[str]:
         )
     if config.dry_run:
         warnings.append("DRY_RUN is on: nothing is sent to Segment, and the events are not kept.")
-    if config.allow_unsigned and config.signing_keys:
+    if words and config.signing_keys:
+        warnings.append("CUSTOMERIO_SIGNING_KEY has a word in the place of a key beside other keys: only those count.")
+    if not_set_up:
+        warnings.append(NOT_SET_UP)
+    elif config.allow_unsigned and config.signing_keys:
         warnings.append("ALLOW_UNSIGNED has no effect: CUSTOMERIO_SIGNING_KEY is set, so signatures are checked.")
     elif config.allow_unsigned:
         warnings.append("ALLOW_UNSIGNED is on: anyone who finds the address can send events to Segment.")
     if in_clear_text(config.segment_host):
         warnings.append("SEGMENT_HOST is not https: the write key and every event are sent in clear text.")
     return warnings
+
+
+def _compare_keys(config: Config) -> list[str]:
+    """Ask whether the two were swapped: both are long and random, and Segment answers 200 to any key."""
+    write_key, keys = config.segment_write_key, config.signing_keys
+    if write_key and write_key in keys:
+        return ["SEGMENT_WRITE_KEY and CUSTOMERIO_SIGNING_KEY are the same: one of them is wrong."]
+    if write_key and _likeness(write_key) < max(map(_likeness, keys), default=0):
+        return ["CUSTOMERIO_SIGNING_KEY looks more like a write key than SEGMENT_WRITE_KEY does: did you swap them?"]
+    return []
+
+
+def _likeness(key: str) -> int:
+    """Return how much a key looks like a write key. Hexadecimal digits alone may be a signature's key, too."""
+    if not WRITE_KEY.fullmatch(key):
+        return 0
+    return 1 if re.fullmatch("[0-9a-f]*|[0-9A-F]*", key) else 2
+
+
+def _words_for_keys(env: Mapping[str, str]) -> list[str]:
+    """Return the words that stand in the place of a signing key."""
+    text = env.get("CUSTOMERIO_SIGNING_KEY", "")
+    return [text] if _is_no_key_yet(text) else [key for key in _listed(text) if _is_no_key_yet(key)]
+
+
+def _is_no_key_yet(key: str) -> bool:
+    return "".join(filter(str.isalnum, key)).lower() in NO_KEY_YET
 
 
 def _is_forced(env: Mapping[str, str]) -> bool:

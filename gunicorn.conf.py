@@ -15,12 +15,15 @@ from worker import Worker
 
 
 def _read_config() -> Config:
-    log = {name: os.environ[name] for name in ("LOG_LEVEL", "LOG_FORMAT") if name in os.environ}
+    with suppress(ConfigError):
+        return Config.from_env(os.environ)
     # Placeholders: on_starting reports the problems, in the form of the log, and exits.
-    for env in (os.environ, {"DRY_RUN": "1"} | log):
+    env = {"DRY_RUN": "1"}
+    for name in ("LOG_LEVEL", "LOG_FORMAT"):  # one may be wrong, and the other right
         with suppress(ConfigError):
-            return Config.from_env(env)
-    return Config.from_env({"DRY_RUN": "1"})
+            Config.from_env(env | {name: os.environ.get(name, "")})
+            env[name] = os.environ.get(name, "")
+    return Config.from_env(env)
 
 
 _config = _read_config()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -18,15 +19,18 @@ import requests
 import signature
 from config import MAPPING, Config, ConfigError
 from delivery import Message, fitting
+from key_check import check_call
 from ops import samples
-from ops.check import TIMEOUT, check
+from ops.check import TIMEOUT, check, wrong_settings
 from ops.envfile import variables
 from ops.found import Found, find
-from outcomes import RateLimited, Rejected, RetryLater
+from outcomes import RateLimited, Rejected, RetryLater, TransientError
 from segment_client import SegmentClient
 from translate import Untranslatable, parse, translate
 
 ATTEMPTS = 6  # for each upload of a replay, a second apart and then twice as long each time
+
+Number = int  # of a message in a replay: its position in the file
 
 FILE = click.argument("file", type=click.File(encoding="utf-8-sig", errors="surrogateescape"))
 
@@ -60,7 +64,7 @@ def settings(env: dict[str, str], uses: Collection[str], *needs: str) -> Config:
     try:
         return Config.from_env({name: value for name, value in env.items() if name in uses}, needs=needs)
     except ConfigError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(wrong_settings(error)) from None
 
 
 def message_maker(config: Config, segment: SegmentClient) -> Callable[[bytes], Message]:
@@ -75,24 +79,52 @@ main.add_command(check)
 @main.command()
 @click.option("--url", help="The relay's address; by default the one on this machine.")
 @click.option("--event", "name", default="email_delivered", show_default=True, help="Any documented event.")
+@click.option("--yes", is_flag=True, help="Don't ask before a live relay sends it to Segment.")
 @click.pass_obj
-def sample(env: dict[str, str], url: str | None, name: str) -> None:
-    """Send a signed sample webhook to a running relay, and print the answer."""
+def sample(env: dict[str, str], url: str | None, name: str, yes: bool) -> None:
+    """Send a signed sample webhook to a running relay, and print the answer.
+
+    A live relay sends it to Segment, so the command asks first.
+    """
     if name not in samples.EVENTS:
         raise click.BadParameter(f"not one of {', '.join(samples.EVENTS)}", param_hint="--event")
     config = settings(env, ("CUSTOMERIO_SIGNING_KEY", "PORT"))
-    target = (url or f"http://localhost:{config.port}").rstrip("/").removesuffix("/webhook") + "/webhook"
+    relay = (url or f"http://localhost:{config.port}").rstrip("/").removesuffix("/webhook")
     body = json.dumps(samples.sample(name, str(uuid4()), int(time.time()))).encode()
     headers = {"Content-Type": "application/json"}
     if config.signing_keys:
         headers |= signature.sign(body, str(int(time.time())), config.signing_keys[0])
     try:
-        answer = requests.post(target, data=body, headers=headers, timeout=10)
+        if not yes and not is_dry_run(relay):
+            ask_first(relay, name)
+        answer = requests.post(f"{relay}/webhook", data=body, headers=headers, timeout=10)
     except requests.RequestException as error:
-        raise click.ClickException(f"no answer from {target}: {type(error).__name__}. Is the relay running?") from None
+        raise click.ClickException(f"no answer from {relay}: {type(error).__name__}. Is the relay running?") from None
     click.echo(f"{answer.status_code} {answer.text.strip()}")
     if not answer.ok:
         sys.exit(1)
+
+
+def is_dry_run(relay: str) -> bool:
+    """Return whether a relay says that it is a dry run; one that doesn't say may be live."""
+    metrics = requests.get(f"{relay}/metrics", timeout=10)
+    return metrics.ok and re.search(r'^relay_info\{.*dry_run="true"', metrics.text, re.MULTILINE) is not None
+
+
+def ask_first(relay: str, name: str) -> None:
+    click.echo(
+        f"{relay} is live: it will send {name} of a person with the id {samples.ID} to Segment, and on to your "
+        "destinations.",
+        err=True,
+    )
+    try:
+        sure = click.confirm("Send it?", err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise
+        raise click.UsageError("There is nobody to ask: nothing was sent. --yes sends it without asking.") from None
+    if not sure:
+        raise click.Abort
 
 
 @main.command("translate")
@@ -135,24 +167,40 @@ def replay(env: dict[str, str], file: TextIO, rate: float, failed: str | None) -
     segment = SegmentClient(config.segment_write_key, config.segment_host)
     to_message = message_maker(config, segment)
     found, others = find(file.read())
-    failures: dict[int, str] = {}  # by the position in `found`
-    ready: list[tuple[int, Message]] = []
+    failures: dict[Number, str] = {}
+    ready: list[tuple[Number, Message]] = []
     with place_for_rest(failed, file) if failed else nullcontext() as keep:  # before anything is sent
         for position, item in enumerate(found):
             try:
                 ready.append((position, message_of(item, to_message)))
             except (Untranslatable, Unreadable) as error:
                 failures[position] = str(error)
-        with click.progressbar(length=len(ready), label="Replaying", file=sys.stderr) as bar:
-            while ready:
-                started = time.monotonic()
-                count = fitting(message for _, message in ready)
-                batch, ready = ready[:count], ready[count:]
-                failures |= send(batch, segment.upload)
-                bar.update(len(batch))
-                time.sleep(max(0.0, len(batch) / rate - (time.monotonic() - started)))
+        left = dict(ready)
+        stopped = ""
+        # `update_min_steps=0` shows what it waits for, too.
+        with click.progressbar(
+            length=len(ready), label="Replaying", file=sys.stderr, item_show_func=str, update_min_steps=0
+        ) as bar:
+            bar.update(0, "")
+            sender = Sender(segment, config, say=lambda words: bar.update(0, words))
+            try:
+                while ready:
+                    started = time.monotonic()
+                    count = fitting(message for _, message in ready)
+                    batch, ready = ready[:count], ready[count:]
+                    for number, reason in sender.send(batch):
+                        del left[number]
+                        if reason:
+                            failures[number] = reason
+                    bar.update(len(batch), "")
+                    time.sleep(max(0.0, len(batch) / rate - (time.monotonic() - started)))
+            except RetryLater as error:
+                stopped = f"Stopped: {error}. Nothing else would be taken either, so it was not tried."
         for position, reason in sorted(failures.items()):
             click.echo(f"{found[position].place}: {reason}", err=True)
+        if stopped:
+            click.echo(stopped, err=True)
+            failures |= dict.fromkeys(left, "")
         if keep:
             keep(found[position].text for position in sorted(failures))
     click.echo(f"{len(found) - len(failures)} sent, {len(failures)} not sent, {others} other lines.")
@@ -235,23 +283,64 @@ def changed(before: os.stat_result | None, after: os.stat_result | None) -> bool
     return not os.path.samestat(before, after) or before.st_size != after.st_size
 
 
-def send(batch: list[tuple[int, Message]], upload: Callable[[list[Message], float], None]) -> dict[int, str]:
-    """Upload a batch; return the reasons for what Segment did not take, by its number."""
-    reason = ""
-    for attempt in range(ATTEMPTS):
+class Sender:
+    """Uploads the batches of a replay, for as long as it makes sense."""
+
+    def __init__(self, segment: SegmentClient, config: Config, say: Callable[[str], None]):
+        """`say(words)` is told what it waits for."""
+        self._segment = segment
+        self._check = check_call(config.event_prefix, config.event_names)
+        self._say = say
+        self._key_is_good = False  # Segment has taken an event
+
+    def send(self, batch: list[tuple[Number, Message]]) -> Iterator[tuple[Number, str]]:
+        """Upload a batch; yield each number with the reason why Segment did not take the message, "" if it did.
+
+        Raise RetryLater if Segment would take nothing else either.
+        """
         try:
-            upload([message for _, message in batch], TIMEOUT)
-            return {}
+            self._upload([message for _, message in batch])
         except Rejected as error:
-            if len(batch) == 1:
-                return {batch[0][0]: str(error)}
             middle = len(batch) // 2
-            return send(batch[:middle], upload) | send(batch[middle:], upload)
+            if middle:
+                yield from self.send(batch[:middle])
+                yield from self.send(batch[middle:])
+                return
+            if error.status == 400 and not self._key_is_good:
+                self._check_key()
+            yield batch[0][0], str(error)
         except RetryLater as error:
-            reason = str(error)
-            if attempt < ATTEMPTS - 1:
-                time.sleep(error.retry_after if isinstance(error, RateLimited) else 2.0**attempt)
-    return {number: reason for number, _ in batch}
+            if not passes(error):
+                raise
+            yield from ((number, str(error)) for number, _ in batch)
+        else:
+            self._key_is_good = True
+            yield from ((number, "") for number, _ in batch)
+
+    def _upload(self, messages: list[Message]) -> None:
+        for attempt in range(ATTEMPTS):
+            try:
+                self._segment.upload(messages, TIMEOUT)
+                return
+            except RetryLater as error:
+                if not passes(error) or attempt == ATTEMPTS - 1:
+                    raise
+                seconds = error.retry_after if isinstance(error, RateLimited) else 2**attempt
+                self._say(f"{error}: again in {seconds} s")
+                time.sleep(seconds)
+
+    def _check_key(self) -> None:
+        """Raise RetryLater if Segment rejects an event that has no fault, too: then it is the key."""
+        try:
+            self._upload([self._segment.to_message(self._check)])
+        except Rejected:
+            raise RetryLater("every_event") from None
+        self._key_is_good = True
+
+
+def passes(error: RetryLater) -> bool:
+    """Return whether another attempt may fare better: not at a refused key, a redirect, or what isn't Segment."""
+    return isinstance(error, TransientError | RateLimited) or error.reason == "timeout"
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from config import Config
 from ops.metrics import Tally
-from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, OUTCOMES, REJECTED, RETRIED, UNAUTHORIZED, Outcome
+from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, OUTCOMES, REASONS, REJECTED, RETRIED, UNAUTHORIZED, Outcome
 
 LATELY = 5  # minutes
 FLOOD = 5  # dead letters in that time, and a tenth of all webhooks
@@ -25,6 +26,7 @@ REMEDIES = {
     "not_segment": f"Set SEGMENT_HOST to Segment's address, look for a proxy in between, and restart. {COMES_BACK}",
     "redirect": f"Set SEGMENT_HOST to Segment's address and restart. {COMES_BACK}",
     "dead_letter": f"Make room on the disk, or set DEAD_LETTER_FILE to a file that can be written. {COMES_BACK}",
+    "not_set_up": f"Copy the signing key from {WEBHOOK_PAGE}; set CUSTOMERIO_SIGNING_KEY and restart. {COMES_BACK}",
     "internal": f"The log says where: please report it. {COMES_BACK}",
     "body": "Look at the network and the proxy between Customer.io and the relay.",
     "busy": "Turn Body Content off in Customer.io, or run more workers (WEB_CONCURRENCY).",
@@ -85,14 +87,16 @@ def wrong_now(health: Health, now: float, letters_in: str) -> list[Trouble]:
     return found + _flood(health, letters_in)
 
 
-def not_delivering(health: Health, now: float, dry_run: bool) -> str:
+def not_delivering(health: Health, now: float, config: Config) -> str:
     """Say why webhooks have not been delivered for five minutes; "" if they are, or if none came.
 
     A single forged signature is no reason, but those that have come for five minutes without a
     genuine one are: that is what a wrong signing key looks like from here.
     """
-    if dry_run:
+    if config.dry_run:
         return "DRY_RUN is on: nothing is sent to Segment"
+    if config.not_set_up:
+        return REASONS[RETRIED.label]["not_set_up"]
     genuine = (failure for failure in health.failures if failure.outcome == RETRIED.label)
     unauthorized = (failure for failure in health.failures if failure.outcome == UNAUTHORIZED.label)
     since = health.failing_since
@@ -137,6 +141,7 @@ def steps(
     write_key: bool,
     refused: bool,
     signed: bool,
+    not_set_up: bool,
     dry_run: bool,
     reachable: bool,
     port: int,
@@ -174,7 +179,7 @@ def steps(
         ),
         _last_step(dry_run, delivered),
     ]
-    if signed or dry_run:
+    if signed or not_set_up or dry_run:
         return found
     # Strangers read the page of a live relay, and needn't know that nobody checks signatures.
     return [step for step in found if step.title in ("Write key", "Events in Segment")]

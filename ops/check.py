@@ -12,7 +12,7 @@ from typing import Any
 import click
 import requests
 
-from config import KEYS, Config, ConfigError
+from config import KEYS, NOT_SET_UP, Config, ConfigError
 from key_check import check_call
 from ops import ask, customerio_api, preflight, segment_api
 from ops.ask import Api, NoAnswer, NotNow
@@ -104,7 +104,7 @@ def check_settings(env: dict[str, str], report: Report) -> Config | None:
         config = Config.from_env(env, partial(preflight.file_problem, create=False), KEYS)
     except ConfigError as error:
         report["settings"] = {"problems": error.problems}
-        report["wrong"].append(str(error))
+        report["wrong"].append(wrong_settings(error))
         return None
     if problem := preflight.open_files_problem():
         report["settings"] = {"problems": [problem]}
@@ -112,12 +112,20 @@ def check_settings(env: dict[str, str], report: Report) -> Config | None:
         return None
     report["settings"] = {
         "problems": [],
-        "warnings": list(config.warnings),
-        "signatures": "checked" if config.signing_keys else "not checked",
+        "warnings": [warning for warning in config.warnings if warning != NOT_SET_UP],  # it is wrong
+        "set_up": not config.not_set_up,
+        "signatures": config.signatures,
         "dry_run": config.dry_run,
         "segment_host": config.segment_host,
     }
+    if config.not_set_up:
+        report["wrong"].append(NOT_SET_UP)
     return config
+
+
+def wrong_settings(error: ConfigError) -> str:
+    """Return what a command says of settings with which the relay would not start."""
+    return "The settings are wrong:" + error.listed
 
 
 def check_segment(config: Config, api: Api | None, watch: bool, report: Report) -> None:
@@ -390,7 +398,10 @@ def as_text(report: Report) -> list[str]:
     settings = report["settings"]
     if settings["problems"]:
         return []
-    lines = ["Settings: in order.", *(f"  warning: {warning}" for warning in settings["warnings"])]
+    lines = [
+        "Settings: in order." if settings["set_up"] else "Settings: not in order.",
+        *(f"  warning: {warning}" for warning in settings["warnings"]),
+    ]
     lines.append(f"Signatures: {settings['signatures']}.")
     lines += [*event_lines(report), *segment_lines(report), *customerio_lines(report)]
     return lines + [f"Not checked: {sentence}" for sentence in report["not_checked"]] + last_lines(report)

@@ -77,6 +77,7 @@ class Metrics:
         self._first_genuine = next(column)  # when, in unix seconds
         # When each began to fail, without a success since; outdated once there was one.
         self._failing = {outcome.label: next(column) for outcome in (RETRIED, UNAUTHORIZED)}
+        self._last_arrived = next(column)  # when an event that is no sample was last delivered, in unix seconds
         # What happened in each of the last minutes: which minute it is, the webhooks by outcome, the sum of ages.
         self._minutes = [{name: next(column) for name in ("minute", *REASONS, "age")} for _ in range(MINUTES + 1)]
         self._counts.row[self._uploads] = 0  # a killed worker's are over
@@ -100,6 +101,10 @@ class Metrics:
         row, column = self._counts.row, self._failing[outcome]
         if row[column] <= self.last_success():
             row[column] = time.time()
+
+    def arrived(self) -> None:
+        """Note that Segment has an event that is no sample."""
+        self._counts.row[self._last_arrived] = time.time()
 
     def acknowledged(self, event: dict[str, Any] | None) -> None:
         """Count the event of a webhook that won't come again, by its kind; None if it can't be read."""
@@ -222,6 +227,10 @@ class Metrics:
     def first_genuine(self) -> float:
         """Return when the first webhook with the right signature came, in unix seconds; 0 if none did."""
         return min(filter(None, self._counts.column(self._first_genuine)), default=0)
+
+    def last_arrived(self) -> float:
+        """Return when an event that is no sample was last delivered, in unix seconds; 0 if never."""
+        return max(self._counts.column(self._last_arrived))
 
     def failures(self, outcomes: Iterable[str]) -> list[Tally]:
         """Return what went wrong since the start, among these outcomes, the latest first."""

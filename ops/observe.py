@@ -8,6 +8,7 @@ from flask import Flask, Response, g, request
 
 from config import Config
 from logs import Repeats
+from ops import samples
 from ops.inspector import Inspector
 from ops.metrics import Metrics
 from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, RETRIED, UNAUTHORIZED, Outcome
@@ -45,7 +46,8 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
 
     def count(webhook: Webhook, outcome: Outcome) -> None:
         metrics.answered(outcome.label, webhook.reason, monotonic() - webhook.arrived)
-        if webhook.genuine and not is_sample():
+        sample = is_sample(webhook)
+        if webhook.genuine and not sample:
             metrics.genuine()
         # Where nobody signs, any event is as good as genuine. A scanner's request has no signature at all.
         genuine = webhook.genuine or webhook.event is not None
@@ -53,15 +55,18 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
             metrics.failed(outcome.label)
         if outcome in (DELIVERED, DRY_RUN, DEAD_LETTERED):
             metrics.acknowledged(webhook.event)
+        if outcome is DELIVERED and not sample:
+            metrics.arrived()
         if outcome is DELIVERED and webhook.event and (occurred := occurred_at(webhook.event)):
             metrics.delivered(time() - occurred.timestamp())
 
     def show(webhook: Webhook, outcome: Outcome, status: int) -> None:
+        sample = is_sample(webhook)
         inspector.seen(
-            webhook.body, webhook.message, status=status, outcome=outcome, words=webhook.words, sample=is_sample()
+            webhook.body, webhook.message, status=status, outcome=outcome, words=webhook.words, sample=sample
         )
 
 
-def is_sample() -> bool:
-    """Return whether the page has sent this webhook."""
-    return "relay.sample" in request.environ
+def is_sample(webhook: Webhook) -> bool:
+    """Return whether this webhook is a sample: from the page, whatever is in it, or from the command."""
+    return "relay.sample" in request.environ or samples.is_sample(webhook.event or {})

@@ -90,7 +90,7 @@ def blueprint(config: Config, metrics: Metrics, started: float, inspector: Inspe
 
     @once_a_second
     def why_not() -> str:
-        return advice.not_delivering(_health(metrics), time.time(), config.dry_run)
+        return advice.not_delivering(_health(metrics), time.time(), config)
 
     @pages.get("/delivering", provide_automatic_options=False)
     def delivering() -> Any:
@@ -170,22 +170,24 @@ def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool]
     refused = {f"{RETRIED.label}-{reason}" for reason in ("write_key", "every_event")} & {
         trouble.key for trouble in troubles
     }
+    last_arrived = metrics.last_arrived()
     steps = partial(
         advice.steps,
         write_key=bool(config.segment_write_key),
         refused=bool(refused),
         signed=bool(config.signing_keys),
+        not_set_up=config.not_set_up,
         dry_run=config.dry_run,
         port=config.port,
         genuine=f"It arrived {ago(now - first_genuine)}, at {instant(first_genuine)}." if first_genuine else "",
-        delivered=f"The last was accepted {ago(now - last_delivered)}." if last_delivered else "",
+        delivered=f"The last was accepted {ago(now - last_arrived)}." if last_arrived else "",
     )
     outcomes = metrics.outcomes()
     shown = [outcome for outcome in REASONS if outcomes[outcome] or outcome != _unused(config)]
     values = {
         "address": ADDRESS,
         "dry_run": config.dry_run,
-        "signed": bool(config.signing_keys),
+        "signatures": config.signatures,
         "started": started,
         "now": now,
         "troubles": troubles,

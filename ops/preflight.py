@@ -5,6 +5,7 @@ gunicorn.conf.py imports it before gevent patches the standard library, so it im
 
 import errno
 import os
+import pwd
 import resource
 import socket
 import stat
@@ -38,7 +39,22 @@ def open_files_problem() -> str | None:
 
 
 def file_problem(path: str, create: bool = True) -> str | None:
-    """Return why dead letters can't be appended to `path`, or None. Creates the file if it is missing and `create`."""
+    """Return why dead letters can't be appended to `path`, or None, with the path and the user.
+
+    Creates the file if it is missing and `create`.
+    """
+    problem = _file_problem(path, create)
+    return f"{problem} ({path}, as the user {_user()})" if problem else None
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container's, which has no name
+        return str(os.geteuid())
+
+
+def _file_problem(path: str, create: bool) -> str | None:
     try:
         if not create and not os.path.lexists(path):
             folder = os.path.dirname(path) or "."

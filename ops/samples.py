@@ -1,4 +1,4 @@
-"""Realistic sample webhooks, one for each event that Customer.io documents. Pure."""
+"""Sample webhooks, one for each event that Customer.io documents, of a person who is plainly a sample's. Pure."""
 
 from typing import Any
 
@@ -35,24 +35,26 @@ CHANNELS = {
     "in_app": "In-app",
 }
 
+ID = "relay-sample"  # the person's, and how every event_id begins
+EMAIL = "relay-sample@example.com"
+
 RECIPIENTS = {
-    "email": "ada@example.com",
+    "email": EMAIL,
     "sms": "+15555550100",
     "whatsapp": "+15555550100",
     "slack": "#signups",
     "webhook": "https://example.com/hook",
-    "in_app": "ada@example.com",
+    "in_app": EMAIL,
 }
 FAILED = ("attempted", "bounced", "deferred", "dropped", "failed", "undeliverable")
 
 
-def sample(name: str, event_id: str, timestamp: int) -> dict[str, Any]:
-    """Return a webhook of that event; raise KeyError if `name` is not in EVENTS."""
+def sample(name: str, unique: str, timestamp: int) -> dict[str, Any]:
+    """Return a webhook of that event, with `unique` in its id; raise KeyError if `name` is not in EVENTS."""
     channel, metric = EVENTS[name]
-    person = {"id": "0200102", "email": "ada@example.com", "cio_id": "d9c106000001"}
-    data: dict[str, Any] = {"customer_id": "0200102", "identifiers": person}
+    data: dict[str, Any] = {"customer_id": ID, "identifiers": {"id": ID, "email": EMAIL, "cio_id": ID}}
     if channel == "customer":
-        data["email_address"] = "ada@example.com"
+        data["email_address"] = EMAIL
     else:
         data |= {"campaign_id": 23, "action_id": 96, "delivery_id": "RPILAgUBcRhIBqSfeiIwdIYJKxTY"}
         if channel == "push" and metric not in ("drafted", *FAILED):
@@ -65,4 +67,11 @@ def sample(name: str, event_id: str, timestamp: int) -> dict[str, Any]:
         data |= {"href": "https://example.com/welcome-back", "link_id": 1}
     if metric in FAILED:
         data["failure_message"] = "550 5.1.1 The account that you tried to reach does not exist"
+    event_id = f"{ID}-{unique}"
     return {"event_id": event_id, "object_type": channel, "metric": metric, "timestamp": timestamp, "data": data}
+
+
+def is_sample(event: dict[str, Any]) -> bool:
+    """Return whether an event is one of these, by its id."""
+    event_id = event.get("event_id")
+    return isinstance(event_id, str) and event_id.startswith(f"{ID}-")

@@ -203,6 +203,32 @@ def test_unsigned_webhooks_where_they_are_allowed(segment):
     assert client.post(make_event(), headers={}).status_code == 200
 
 
+NOT_SET_UP = {  # what comes before there is a signing key -> its headers
+    "signed with the word that stands in its place": (BODY, sign(BODY, key="unknown-yet")),
+    "signed with another key": (BODY, sign(BODY)),
+    "not signed": (BODY, {}),
+    "not JSON": (b"hello", {}),
+    "nobody's event": (b'{"metric": "m", "data": {}}', {}),
+}
+
+
+@pytest.mark.parametrize("settings", [{}, {"ALLOW_UNSIGNED": "1"}], ids=["", "unsigned"])
+@pytest.mark.parametrize(("body", "headers"), NOT_SET_UP.values(), ids=NOT_SET_UP.keys())
+def test_503_for_all_until_there_is_a_signing_key(segment, body, headers, settings):
+    client = InProcess(segment, CUSTOMERIO_SIGNING_KEY="unknown-yet", **settings)
+    answer = client.post(body, headers=headers)
+    assert (answer.status_code, answer.json()["status"]) == (503, "retry")
+    assert answer.json()["reason"] == "the relay has no signing key yet: set CUSTOMERIO_SIGNING_KEY"
+    assert "Retry-After" in answer.headers
+    assert 'relay_webhooks_total{outcome="retried",reason="not_set_up"} 1.0' in client.get("/metrics").text
+    assert segment.requests == []
+
+
+def test_a_dry_run_takes_webhooks_without_a_signing_key(segment):
+    client = InProcess(segment, CUSTOMERIO_SIGNING_KEY="unknown-yet", DRY_RUN="1")
+    assert client.post(BODY, headers={}).json()["status"] == "dry-run"
+
+
 LARGEST = 8 * 1024 * 1024
 
 

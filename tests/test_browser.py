@@ -151,7 +151,10 @@ def test_a_sample_is_chosen_edited_sent_and_seen(page, start):
     until(lambda: '"metric": "delivered"' in page.find("#body").get_property("value"))
     page.click('#sample option[value="sms_replied"]')
     until(lambda: '"metric": "replied"' in page.find("#body").get_property("value"))
-    page.run("document.querySelector('#body').value = document.querySelector('#body').value.replace('0200102', '77')")
+    page.run(
+        "const body = document.querySelector('#body');"
+        'body.value = body.value.replace(`"customer_id": "relay-sample"`, `"customer_id": "77"`)'
+    )
     page.click("#send")
     until(lambda: page.count(f"{ROWS} pre") == 2)
     assert "customerio:sms_replied" in page.focused()

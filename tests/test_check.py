@@ -780,6 +780,15 @@ def test_json_has_all_of_it(run, public, app_api):
     assert len(hook["warnings"]) == 2
 
 
+def test_a_word_in_the_place_of_the_signing_key_is_wrong(run):
+    done = run(CUSTOMERIO_SIGNING_KEY="Unknown yet")
+    assert done.exit_code == 1
+    assert "Settings: not in order.\nSignatures: not set up: no webhook is accepted.\n" in done.stdout
+    assert "Error: CUSTOMERIO_SIGNING_KEY has a word in the place of the key" in done.stderr
+    report = report_of(run("--json", CUSTOMERIO_SIGNING_KEY="Unknown yet"))
+    assert (report["exit_code"], report["settings"]["set_up"], len(report["wrong"])) == (1, False, 1)
+
+
 def test_json_of_wrong_settings(run):
     done = run("--json", SEGMENT_WRITE_KEY=None, PORT="x")
     report = report_of(done)

@@ -3,11 +3,13 @@
 import errno
 import json
 import os
+import pwd
 import stat
 import subprocess
 import sys
 
 import pytest
+import requests
 from click.testing import CliRunner
 from conftest import KEYS, ROOT, WRITE_KEY, InProcess, free_port, make_event
 
@@ -83,17 +85,55 @@ def test_check_says_what_is_wrong(segment):
 
 
 def test_sample(relay, segment):
-    done = run("sample", "--url", relay.url, "--event", "sms_replied")
+    done = run("sample", "--yes", "--url", relay.url, "--event", "sms_replied")
     assert (done.exit_code, done.stdout[:3]) == (0, "200"), done.stderr
     (message,) = segment.kept.values()
     assert message["event"] == "customerio:sms_replied"
-    done = run("sample", "--url", relay.url, CUSTOMERIO_SIGNING_KEY="another")
+    done = run("sample", "--yes", "--url", relay.url, CUSTOMERIO_SIGNING_KEY="another")
     assert (done.exit_code, done.stdout[:3]) == (1, "422")
+
+
+def test_a_sample_is_plainly_one(relay, segment):
+    assert run("sample", "--yes", "--url", relay.url).exit_code == 0
+    (message,) = segment.kept.values()
+    assert (message["userId"], message["context"]["traits"]) == ("relay-sample", {"email": "relay-sample@example.com"})
+    assert message["context"]["event_id"].startswith("relay-sample-")
+
+
+ASKED = {  # what is answered -> exit code, what is said
+    "yes": ("y\n", 0, ""),
+    "no": ("n\n", 1, "Aborted!"),
+    "Enter": ("\n", 1, "Aborted!"),
+    "nothing, for there is nobody": ("", 2, "There is nobody to ask: nothing was sent. --yes sends it without asking."),
+}
+
+
+@pytest.mark.parametrize(("answer", "code", "words"), ASKED.values(), ids=ASKED.keys())
+def test_sample_asks_before_a_live_relay_sends_it(relay, segment, answer, code, words):
+    done = run("sample", "--url", relay.url, "--event", "sms_replied", stdin=answer)
+    assert (done.exit_code, words in done.stderr, len(segment.requests)) == (code, True, int(code == 0)), done.stderr
+    assert f"{relay.url} is live: it will send sms_replied of a person with the id relay-sample" in done.stderr
+
+
+def test_sample_asks_nobody_about_a_dry_run(start):
+    relay = start(DRY_RUN="force")
+    done = run("sample", "--url", relay.url, stdin="")
+    assert (done.exit_code, json.loads(done.stdout[4:])["status"]) == (0, "dry-run"), done.stderr
+
+
+def test_sample_asks_where_a_proxy_hides_the_metrics(monkeypatch):
+    posted = []
+    hidden = requests.Response()
+    hidden.status_code = 404
+    monkeypatch.setattr("ops.__main__.requests.get", lambda *_, **__: hidden)
+    monkeypatch.setattr("ops.__main__.requests.post", lambda *words, **__: posted.append(words))
+    assert run("sample", "--url", "https://relay.example.com", stdin="").exit_code == 2
+    assert posted == []
 
 
 @pytest.mark.parametrize("end", ["", "/", "/webhook"])
 def test_sample_finds_the_webhook(relay, end):
-    assert run("sample", "--url", relay.url + end).stdout[:3] == "200"
+    assert run("sample", "--yes", "--url", relay.url + end).stdout[:3] == "200"
 
 
 def test_sample_says_what_is_wrong():
@@ -415,7 +455,7 @@ def test_a_setting_that_a_command_does_not_use_may_be_wrong(segment, words, sett
 
 def test_sample_uses_the_signing_key_and_the_port_alone(relay):
     unused = {"SEGMENT_WRITE_KEY": "...", "SEGMENT_HOST": "...", "DRY_RUN": "maybe", "OMIT_PROPERTIES": "[]"}
-    assert run("sample", PORT=str(relay.port), **unused).stdout[:3] == "200"
+    assert run("sample", "--yes", PORT=str(relay.port), **unused).stdout[:3] == "200"
     assert "CUSTOMERIO_SIGNING_KEY has quotes in it" in run("sample", CUSTOMERIO_SIGNING_KEY="'k'").stderr
     assert "PORT is a whole number" in run("sample", PORT="http").stderr
 
@@ -454,15 +494,17 @@ def test_a_file_for_what_fails_that_cannot_be_written_is_said_before_anything_is
 
 
 def test_sample_needs_no_write_key(relay):
-    assert run("sample", "--url", relay.url, SEGMENT_WRITE_KEY=None).stdout[:3] == "200"
+    assert run("sample", "--yes", "--url", relay.url, SEGMENT_WRITE_KEY=None).stdout[:3] == "200"
 
 
 @pytest.mark.parametrize("command", ["check", "replay"])
 def test_a_wrong_setting_is_said_before_anything_is_sent(segment, command):
+    """Not that "the relay cannot start": nobody starts it."""
     words = [command, "-"] if command == "replay" else [command]
     done = run(*words, stdin=one_a_line(make_event("a")), SEGMENT_HOST=segment.url, OMIT_PROPERTIES='"subject"')
     assert done.exit_code == 1
-    assert "OMIT_PROPERTIES has quotes in it" in done.stderr
+    assert "Error: The settings are wrong:\n  - OMIT_PROPERTIES has quotes in it" in done.stderr
+    assert "cannot start" not in done.stderr
     assert segment.requests == []
 
 
@@ -496,7 +538,8 @@ def test_dead_letters_need_a_regular_file(tmp_path, make, problem, create):
     """Nothing is kept in a device, and opening a named pipe waits until somebody reads."""
     path = tmp_path / "letters.jsonl"
     make(path)
-    assert file_problem(str(path), create=create) == problem
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert file_problem(str(path), create=create) == f"{problem} ({path}, as the user {user})"
 
 
 def test_only_the_start_creates_the_file_for_dead_letters(segment, tmp_path):
@@ -545,6 +588,62 @@ def test_replay_gives_up_in_the_end_and_says_so(segment, slept):
     assert "line 1: Segment answered 500\nline 2: Segment answered 500\n" in done.stderr
     assert len(segment.requests) == 6
     assert [seconds for seconds in slept if seconds >= 1] == [1, 2, 4, 8, 16]
+
+
+HOPELESS = {  # what Segment answers -> why nothing can succeed
+    "a refused key": ("401", "Segment refuses the write key (401): check SEGMENT_WRITE_KEY"),
+    "a forbidden key": ("403", "Segment refuses the write key (403): check SEGMENT_WRITE_KEY"),
+    "every event refused": ("400", "Segment refuses every event (400): check SEGMENT_WRITE_KEY"),
+    "a redirect": ("redirect", "Segment's address redirects elsewhere: check SEGMENT_HOST"),
+    "a captive portal": ("html", "what answered is not Segment: check SEGMENT_HOST and proxies"),
+    "another server": ("404", "Segment answered 404"),
+}
+
+
+@pytest.mark.parametrize(("fault", "reason"), HOPELESS.values(), ids=HOPELESS.keys())
+def test_replay_stops_at_once_when_nothing_can_succeed(segment, slept, tmp_path, fault, reason):
+    segment.fault = fault
+    rest = tmp_path / "rest.jsonl"
+    text = one_a_line(*map(make_event, range(250)))
+    done = run("replay", "-", "--failed", str(rest), stdin=text, SEGMENT_HOST=segment.url)
+    assert (done.exit_code, done.stdout) == (1, "0 sent, 250 not sent, 0 other lines.\n")
+    assert done.stderr.endswith(f"Stopped: {reason}. Nothing else would be taken either, so it was not tried.\n")
+    assert rest.read_text() == text
+    assert slept == []
+    assert len(segment.requests) == (8 if fault == "400" else 1)  # halves of halves, and one event of our own
+
+
+def test_replay_counts_what_was_sent_before_it_stopped(segment, slept, tmp_path):
+    segment.faults.extend([None, "401"])
+    rest = tmp_path / "rest.jsonl"
+    text = one_a_line(make_event("bad", metric=None), *map(make_event, range(250)))
+    done = run("replay", "-", "--failed", str(rest), stdin=text, SEGMENT_HOST=segment.url)
+    assert (done.exit_code, done.stdout) == (1, "100 sent, 151 not sent, 0 other lines.\n")
+    assert len(done.stderr.splitlines()) == 3  # the bar's label, the one that is bad, and why it stopped
+    lines = text.splitlines(keepends=True)
+    assert rest.read_text() == "".join([lines[0], *lines[101:]])
+
+
+def test_replay_tries_once_whether_the_key_is_good(segment):
+    segment.poison = {"customerio:email_poison"}
+    text = one_a_line(*(make_event(number, metric="poison") for number in range(3)))
+    done = run("replay", "-", stdin=text, SEGMENT_HOST=segment.url)
+    assert (done.exit_code, done.stdout) == (1, "0 sent, 3 not sent, 0 other lines.\n")
+    assert [message["event"] for message in segment.kept.values()] == ["customerio:relay_check"]
+
+
+def test_replay_says_on_a_terminal_what_it_waits_for(segment):
+    segment.faults.append("503")
+    terminal, other = os.openpty()
+    env = {"PATH": os.environ["PATH"], **KEYS, "SEGMENT_HOST": segment.url, "TERM": "xterm"}
+    command = [sys.executable, "-m", "ops", "replay", "tests/events/legacy.json"]
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=other, timeout=30)
+    os.close(other)
+    shown = os.read(terminal, 100_000).decode()
+    os.close(terminal)
+    assert (done.returncode, done.stdout) == (0, b"1 sent, 0 not sent, 0 other lines.\n")
+    assert "Segment answered 503: again in 1 s" in shown
+    assert "100%" in shown
 
 
 def test_replay_keeps_to_the_rate(segment, slept):

@@ -1,5 +1,7 @@
 """config.py: what the environment may say, and what is said when it may not."""
 
+import re
+
 import pytest
 from conftest import ROOT
 
@@ -255,7 +257,7 @@ NOT_KEYS = {
 }
 
 
-NEARLY = ["my-signing-key", "examplary", "insertion", "pasted", "key", "unknown-yet"]
+NEARLY = ["my-signing-key", "examplary", "insertion", "pasted", "key", "unknown-yesterday", "yet"]
 
 
 @pytest.mark.parametrize("key", NEARLY)
@@ -268,7 +270,71 @@ def test_the_word_for_a_signing_key_that_nobody_has_yet():
     word = "unknown-yet"
     assert f"`CUSTOMERIO_SIGNING_KEY` to `{word}`" in (ROOT / "README.md").read_text()
     assert f"enter {word} and" in (ROOT / "app.json").read_text()
-    assert read(CUSTOMERIO_SIGNING_KEY=word).signing_keys == (word,)
+    config = read(CUSTOMERIO_SIGNING_KEY=word)
+    assert (config.not_set_up, config.signing_keys) == (True, ())
+
+
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.*ml"), *ROOT.glob("docs/*.md"), ROOT / "app.json"]
+# How they name a value for CUSTOMERIO_SIGNING_KEY. Anybody can read those.
+SUGGESTED = sorted(
+    {
+        word
+        for path in DOCUMENTS
+        for form in (
+            r"CUSTOMERIO_SIGNING_KEY=([^`\n]+)",
+            r"CUSTOMERIO_SIGNING_KEY`?\sto\s`?([^`\n]+?)`",
+            r"[Ss]igning key.* (?:later|then) `([^`=]+)`",
+            r"[Ss]igning key.* set `([^`=]+)`",
+            r"If you have no key yet, enter (\S+)",
+        )
+        for word in re.findall(form, path.read_text())
+    }
+)
+
+
+def test_there_are_suggestions():
+    assert {"unknown-yet", "...", "<new key>", "<new key>,<old key>"} <= set(SUGGESTED)
+
+
+SPELLINGS = {
+    "as it stands": str,
+    "in capitals": str.upper,
+    "with a capital": str.title,
+    "with blanks": lambda word: f" {word.replace('-', ' ')}\n",
+    "with a low line": lambda word: word.replace("-", "_"),
+    "with a dash": lambda word: word.replace("-", "\N{EN DASH}"),
+    "as one word": lambda word: word.replace("-", ""),
+    "in two lines": lambda word: word.replace("-", "\n"),
+    "with a comma": lambda word: word.replace("-", ", "),
+    "in quotes": lambda word: f'"{word}"',
+    "with a full stop": lambda word: f"{word}.",
+    "twice": lambda word: f"{word},{word}",
+}
+
+
+@pytest.mark.parametrize("word", SUGGESTED)
+@pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS.keys())
+@pytest.mark.parametrize("more", [{}, {"ALLOW_UNSIGNED": "1"}], ids=["", "unsigned"])
+def test_what_a_document_suggests_is_never_a_key(word, spelling, more):
+    try:
+        config = read(CUSTOMERIO_SIGNING_KEY=spelling(word), **more)
+    except ConfigError:
+        return  # it doesn't even start
+    assert (config.not_set_up, config.signing_keys) == (True, ())
+    (warning,) = config.warnings
+    assert "no webhook is accepted" in warning
+
+
+def test_a_word_in_the_place_of_a_key_does_not_count_beside_a_key():
+    config = read(CUSTOMERIO_SIGNING_KEY="unknown-yet,s3cret")
+    assert (config.not_set_up, config.signing_keys) == (False, ("s3cret",))
+    (warning,) = config.warnings
+    assert "has a word in the place of a key beside other keys" in warning
+
+
+def test_a_dry_run_needs_no_signing_key_so_it_takes_webhooks_without_one():
+    config = read(CUSTOMERIO_SIGNING_KEY="unknown-yet", DRY_RUN="1")
+    assert (config.not_set_up, config.signing_keys, config.signatures) == (False, (), "not checked")
 
 
 def test_two_signing_keys_with_a_semicolon_between_them():
@@ -379,6 +445,35 @@ def test_warns(env, warning):
 )
 def test_does_not_warn_where_the_address_is_left_out_in_all_properties_or_in_none(names):
     assert read(OMIT_PROPERTIES=names).warnings == ()
+
+
+HEX = "0123456789abcdef" * 2
+SWAPPED = {  # the write key, the signing key -> whether the question is asked
+    "as they are": (KEY, "s3cret", False),
+    "as they are, and a hexadecimal signing key": (KEY, HEX, False),
+    "a hexadecimal write key": (HEX, "s3cret", False),
+    "both look like a write key": (KEY, KEY[::-1], False),
+    "swapped": ("s3cret", KEY, True),
+    "swapped, and a hexadecimal signing key": (HEX, KEY, True),
+    "swapped, and two signing keys": ("s3cret", f"a,{KEY}", True),
+}
+
+
+@pytest.mark.parametrize(("write_key", "signing_key", "asked"), SWAPPED.values(), ids=SWAPPED.keys())
+def test_swapped_keys(write_key, signing_key, asked):
+    warnings = read(SEGMENT_WRITE_KEY=write_key, CUSTOMERIO_SIGNING_KEY=signing_key).warnings
+    assert any(warning.endswith("did you swap them?") for warning in warnings) == asked
+
+
+def test_swapped_keys_of_which_one_cannot_be_a_write_key():
+    problem, question = problems(GOOD | {"SEGMENT_WRITE_KEY": HEX * 2, "CUSTOMERIO_SIGNING_KEY": KEY})
+    assert problem.startswith("SEGMENT_WRITE_KEY is not a write key")
+    assert question.endswith("did you swap them?")
+
+
+def test_the_same_key_twice():
+    (warning,) = read(CUSTOMERIO_SIGNING_KEY=KEY).warnings
+    assert warning == "SEGMENT_WRITE_KEY and CUSTOMERIO_SIGNING_KEY are the same: one of them is wrong."
 
 
 SECRETS = {"SEGMENT_WRITE_KEY": "hidden-write-key", "CUSTOMERIO_SIGNING_KEY": "hidden-signing-key"}

@@ -1,5 +1,6 @@
 """The documents say what the code does."""
 
+import ast
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from config import KEYS, SETTINGS, VERSION, Config, ConfigError
+from outcomes import ENDS
 from segment_client import SegmentClient
 from translate import parse, translate
 
@@ -211,6 +213,84 @@ def test_every_dependency_is_pinned_with_a_hash(name):
         assert re.match(r"[\w.-]+==[\w.]+ \\\n    --hash=sha256:", entry), entry
 
 
+# The log. -----------------------------------------------------------------------------------------
+
+# What a live relay can log stands in these.
+TABLES = {"outcomes.py", "translate.py"}  # their sentences are read from the table of outcomes
+LOGGING = [path for path in sorted(ROOT.glob("*.py")) if path.name not in TABLES]
+LOGGING += [ROOT / "ops/observe.py", ROOT / "ops/preflight.py"]
+SENTENCES = {sentence.replace("{}", "…") for kind in ENDS for sentence in kind.sentences.values()}
+NOT_LOGGED = {
+    "not set up: no webhook is accepted",  # the page and `check`
+    "and … more",  # omitted_properties, and the room for it
+    '"omitted_properties": [], "and 1000000 more", ',
+    '{"batch": […], "sentAt": …, "writeKey": …}',  # an upload
+    "HTTP/1.1 422 Unprocessable Content\r\nContent-Type: application/json\r\n",  # an answer
+    "Content-Length: …\r\nConnection: close\r\n\r\n",
+    "Copy it again from Segment: your source > Settings > API Keys.",  # the end of a problem
+}
+
+
+def texts(path):
+    """Return what reads like a text in a module, but for docstrings: at least three words, … for what varies."""
+    tree = ast.parse(path.read_text())
+    nodes = list(ast.walk(tree))
+    others = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # docstrings
+    others |= {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr == "split"}
+    settings = [node for node in nodes if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "_setting"]
+    others |= {id(part) for node in settings for part in ast.walk(node)}  # README.md says those
+    parts = {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in ast.walk(node) if part != node}
+    found = set()
+    for node in nodes:
+        if id(node) in others | parts:
+            continue
+        if isinstance(node, ast.JoinedStr):
+            pieces = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            pieces = [node.value]
+        else:
+            continue
+        text = "".join(pieces)
+        if len(re.findall(r"[A-Za-z]{2,}|…", text)) >= 3 and re.search(r"[\w…,:] [\w…]", text):
+            found.add(text)
+    return found
+
+
+LOGGED = sorted(SENTENCES.union(*map(texts, LOGGING)) - NOT_LOGGED)
+
+SEEN = OPERATING[OPERATING.index("## What you see") : OPERATING.index("## 200s, but")]
+BEFORE_TABLE, _, _ = SEEN.partition("\n| ")
+CELLS = [BEFORE_TABLE, *(row[0] for row in rows(SEEN))]
+EXPLAINED = sorted({text for cell in CELLS for text in re.findall(r"\*([^*]+)\*", cell)})
+
+
+def covers(explained, text):
+    """Return whether "a ... b" of the document stands for a text of the source, in which … stands for what varies."""
+    setting = re.compile(rf"^({'|'.join(SETTINGS)})\b")
+    explained, text = setting.sub("...", explained), setting.sub("…", text)
+    parts = [re.escape(part.strip()) for part in explained.split("...")]
+    return re.fullmatch(r"\s*.*\s*".join(parts), text.strip(), re.DOTALL) is not None
+
+
+def test_there_are_texts_that_are_logged():
+    assert len(LOGGED) > 50
+    assert "Segment did not answer in time" in LOGGED
+    assert not any(covers(explained, "A text that nobody explains: it is new") for explained in EXPLAINED)
+
+
+@pytest.mark.parametrize("text", LOGGED)
+def test_every_text_that_the_log_can_have_is_explained(text):
+    assert any(covers(explained, text) for explained in EXPLAINED)
+
+
+ELSEWHERE = {"the proxy got no answer from the relay", "not found", "method not allowed"}  # a proxy's, and werkzeug's
+
+
+@pytest.mark.parametrize("explained", sorted(set(EXPLAINED) - ELSEWHERE))
+def test_every_text_that_is_explained_can_be_logged(explained):
+    assert any(covers(explained, text) for text in LOGGED)
+
+
 ALERTS = re.findall(r"- alert: (\w+)", (ROOT / "docs/alerts.yml").read_text())
 
 
@@ -219,7 +299,7 @@ def test_every_alert_has_a_case_in_which_it_fires(name):
     assert f'ALERTS{{alertname="{name}",alertstate="firing"' in (ROOT / "tests/alerts.yml").read_text()
 
 
-@pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool here")
+@pytest.mark.skipif(not shutil.which("promtool"), reason="no promtool here; Debian has it in the package prometheus")
 def test_every_alert_fires_when_it_should_and_only_then():
     done = subprocess.run(
         ["promtool", "test", "rules", ROOT / "tests/alerts.yml"], capture_output=True, text=True, check=False

@@ -382,6 +382,23 @@ def test_without_a_signing_key_nobody_can_tell_a_genuine_webhook(segment):
     assert list(steps(live.get("/").text)) == ["Write key", "Events in Segment"]
 
 
+def test_a_sample_of_the_command_ticks_no_step(live):
+    """A step says that Customer.io's own webhooks come, and go on."""
+    before = steps(live.get("/", PUBLIC).text)
+    assert live.post(samples.sample("email_opened", "1", 1_700_000_000)).status_code == 200
+    assert steps(live.get("/", PUBLIC).text) == before
+
+
+def test_a_word_in_the_place_of_the_signing_key_leaves_its_step_open(segment):
+    live = InProcess(segment, CUSTOMERIO_SIGNING_KEY="unknown-yet")
+    live.post(make_event())
+    html = live.get("/").text
+    done, words = steps(html)["Signing key"]
+    assert (done, "Set the key that it shows as CUSTOMERIO_SIGNING_KEY and restart." in words) == (False, True)
+    assert steps(html)[GENUINE][0] is False
+    assert "The relay has no signing key yet: set CUSTOMERIO_SIGNING_KEY." in html
+
+
 def test_the_steps_fold_into_a_line_once_events_flow(live):
     assert not all(done for done, _ in steps(live.get("/", PUBLIC).text).values())
     live.post(make_event())
@@ -444,6 +461,14 @@ def test_delivering(live, segment, passing, story, reason):
 def test_a_dry_run_delivers_nothing():
     answer = InProcess(DRY_RUN="1", SEGMENT_WRITE_KEY=None).get("/delivering")
     assert (answer.status_code, answer.json()["reason"]) == (503, "DRY_RUN is on: nothing is sent to Segment")
+
+
+def test_a_relay_that_is_not_set_up_delivers_nothing(segment):
+    answer = InProcess(segment, CUSTOMERIO_SIGNING_KEY="unknown-yet").get("/delivering")
+    assert (answer.status_code, answer.json()["reason"]) == (
+        503,
+        "the relay has no signing key yet: set CUSTOMERIO_SIGNING_KEY",
+    )
 
 
 def test_delivering_looks_at_most_once_a_second(client, monkeypatch):
@@ -710,7 +735,7 @@ def test_there_is_a_choice_of_every_sample(dry):
 def test_every_sample_becomes_a_call(name):
     call = translate(samples.sample(name, "1", 1_700_000_000), received=datetime.now(UTC))
     assert call["event"] == f"customerio:{name}"
-    assert call["user_id"] == "0200102"
+    assert call["user_id"] == samples.ID
 
 
 def test_there_is_a_sample_of_every_documented_event():

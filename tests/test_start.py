@@ -36,7 +36,7 @@ def test_every_problem_in_one_message_and_no_worker(start, tmp_path):
         "SEGMENT_HOST",
         "SEGMENT_WRITE_KEY",
     ]
-    assert "Is a directory" in log
+    assert f"Is a directory ({tmp_path}, as the user " in log
     assert "Traceback" not in log
     assert "Booting worker" not in log
 
@@ -47,6 +47,14 @@ def test_warnings_are_logged_once_and_no_secret_with_them(start, segment):
     assert relay.log.count("[WARNING] ALLOW_UNSIGNED is on") == 1
     assert "DRY_RUN" not in relay.log
     assert "hidden" not in relay.log
+
+
+def test_a_relay_without_a_signing_key_yet_starts_and_warns(start, segment):
+    """Customer.io shows the key only once it has the relay's address."""
+    relay = start(segment, CUSTOMERIO_SIGNING_KEY="unknown-yet")
+    assert relay.log.count("[WARNING] CUSTOMERIO_SIGNING_KEY has a word in the place of the key") == 1
+    assert relay.post(make_event()).status_code == 503
+    assert segment.requests == []
 
 
 def test_dry_run_prints_the_track_call_and_sends_nothing(start, segment):
@@ -86,6 +94,19 @@ def test_a_log_of_json_says_in_json_why_the_relay_cannot_start(start):
     (line,) = map(json.loads, relay.whole_log().splitlines())  # at this level, nothing else
     assert line["level"] == "critical"
     assert re.fullmatch(r"The relay cannot start:\n  - SEGMENT_WRITE_KEY .+\n  - EVENT_PREFIX .+", line["message"])
+
+
+def test_a_wrong_log_level_is_said_in_json_too(start):
+    relay = start(wait=False, LOG_FORMAT="json", LOG_LEVEL="loud")
+    assert relay.process.wait(10) == 1
+    *_, line = map(json.loads, relay.whole_log().splitlines())
+    assert "LOG_LEVEL is one of" in line["message"]
+
+
+def test_a_wrong_log_format_keeps_the_log_level(start):
+    relay = start(wait=False, LOG_FORMAT="xml", LOG_LEVEL="critical")
+    assert relay.process.wait(10) == 1
+    assert relay.whole_log().startswith("The relay cannot start:")
 
 
 def test_a_taken_port_is_one_sentence(start):
@@ -188,3 +209,28 @@ def test_make_finds_a_python_whatever_python3_is(tmp_path):
     )
     assert "-m venv .venv" in found.stdout
     assert not found.stdout.splitlines()[-1].startswith("python3 ")
+
+
+HALF_MADE = {  # what .venv has -> whether it is made anew
+    "nothing": ([], True),
+    "a python, after a failed venv": (["python"], True),
+    "both": (["python", "pip"], False),
+}
+
+
+@pytest.mark.parametrize(("there", "anew"), HALF_MADE.values(), ids=HALF_MADE.keys())
+def test_make_install_takes_no_half_made_venv_for_a_whole_one(tmp_path, there, anew):
+    """Debian's python3 leaves one without pip if python3-venv is missing."""
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / "requirements.txt").touch()
+    for name in there:
+        (tmp_path / ".venv/bin" / name).touch()
+    done = subprocess.run(
+        ["make", "-n", "-f", str(ROOT / "Makefile"), "install", "PYTHON=python3"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ("python3 -m venv .venv --clear" in done.stdout) == anew
