@@ -17,7 +17,8 @@ from config import Config
 from dead_letters import DeadLetters
 from delivery import Delivery, Rejected, RetryLater
 from key_check import KeyCheck, check_call
-from ops import page
+from message import to_message
+from ops import page, preflight
 from ops.inspector import Inspector
 from ops.metrics import Metrics
 from ops.observe import observe
@@ -40,15 +41,14 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
 
     `shared` is the memory of the counts and of the pause after a 429; by default that of all workers.
     """
-    config = config or Config.from_env(os.environ)
+    config = config or Config.from_env(os.environ, bundle_problem=preflight.bundle_problem)
     shared = shared or of_service()
     mapping = config.mapping()
-    segment = SegmentClient(config.segment_write_key, config.segment_host)
+    segment = SegmentClient(config.segment_write_key, config.segment_host, config.proxy, config.ca_bundle)
     metrics = Metrics(shared, config)
     delivery = Delivery(metrics.counted(segment.upload), shared.pause)
-    key_check = KeyCheck(
-        lambda deadline: delivery.upload([segment.to_message(check_call(config.event_prefix))], deadline)
-    )
+    check_event = check_call(config.event_prefix)  # one messageId, so that Segment keeps one however many are sent
+    key_check = KeyCheck(lambda deadline: delivery.upload([to_message(check_event)], deadline))
     letters = DeadLetters(config.dead_letter_file)
     bodies = Bodies()
     inspector = Inspector(config)
@@ -64,7 +64,7 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
                 verify(webhook.body, timestamp or "", signature or "", config.signing_keys, time())
             webhook.event = parse(webhook.body)
             call = translate(webhook.event, received=datetime.now(UTC), **mapping)
-            webhook.message = message = segment.to_message(call)
+            webhook.message = message = to_message(call)
             if config.dry_run:
                 return answer(200, "dry-run", message_id=message.id)
             delivery.deliver(message, webhook.arrived + DEADLINE - TO_ANSWER)
@@ -74,11 +74,10 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
 
     @app.errorhandler(Rejected)
     def rejected_by_segment(error: Rejected) -> ResponseReturnValue:
-        if error.status == 400:
-            try:
-                key_check.rejected(current().arrived + DEADLINE - TO_ANSWER)
-            except RetryLater as wrong_key:
-                return retry_later(wrong_key)
+        try:
+            key_check.rejected(error, current().arrived + DEADLINE - TO_ANSWER)
+        except RetryLater as not_the_event:
+            return retry_later(not_the_event)
         return dead_letter(Undeliverable(str(error), "segment_rejects"))
 
     @app.errorhandler(Undeliverable)
@@ -95,9 +94,7 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     for error, handler in HANDLERS.items():
         app.register_error_handler(error, handler)
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the status first
-    # At debug level the client logs whole events, and urllib3 addresses.
-    for name in ("segment", "urllib3"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("segment").setLevel(logging.CRITICAL)  # at debug level the client logs whole events
     return app
 
 

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import proxies
 from translate import namespace
 
 VERSION = "1.0.0"
@@ -56,6 +58,8 @@ class Config:
     event_prefix: str = EVENT_PREFIX
     omit_properties: frozenset[str] = frozenset()
     echo_to_customerio: bool = False
+    proxy: str | None = field(default=None, repr=False)  # there may be a password in it
+    ca_bundle: str | None = None  # a file or a folder
     dead_letter_file: str | None = None
     dry_run: bool = False
     port: int = 8080
@@ -79,12 +83,14 @@ class Config:
         env: Mapping[str, str],
         file_problem: Callable[[str], str | None] = lambda path: None,
         needs: Collection[str] = KEYS,
+        bundle_problem: Callable[[str], str | None] = lambda path: None,
     ) -> "Config":
         """Build a Config from the variables in `env`, or raise one ConfigError that lists every problem.
 
         A variable that is set but blank counts as not set. `file_problem` says what keeps a file
         from being appended to, or None; it is asked about DEAD_LETTER_FILE. `needs` names the keys
-        that must be there, unless DRY_RUN is on.
+        that must be there, unless DRY_RUN is on. `bundle_problem` says what keeps certificates from
+        being loaded, or None; it is asked about REQUESTS_CA_BUNDLE.
         """
         read = _Reader(env)
         write_key = read.write_key("SEGMENT_WRITE_KEY")
@@ -113,10 +119,13 @@ class Config:
         if dead_letter_file and (why := file_problem(dead_letter_file)):
             read.problems.append(f"DEAD_LETTER_FILE cannot be appended to: {why}.")
 
+        host = read.host("SEGMENT_HOST")
         config = cls(
             segment_write_key=write_key,
             signing_keys=signing_keys,
-            segment_host=read.host("SEGMENT_HOST"),
+            segment_host=host,
+            proxy=None if dry_run else read.proxy(host),
+            ca_bundle=None if dry_run else read.ca_bundle(host, bundle_problem),
             event_prefix=read.prefix("EVENT_PREFIX"),
             omit_properties=read.omitted("OMIT_PROPERTIES"),
             echo_to_customerio=read.flag("ECHO_TO_CUSTOMERIO"),
@@ -248,6 +257,27 @@ class _Reader:
         elif url.scheme == "http" and url.hostname not in LOOPBACK:
             self.warnings.append(f"{name} is not https: the write key and every event are sent in clear text.")
         return value.rstrip("/")
+
+    def proxy(self, host: str) -> str | None:
+        with suppress(ValueError):  # `host` is no address, which is said already
+            if not (name := proxies.variable_for(host, self._env)):
+                return None
+            try:
+                proxies.parse(self._env[name])
+            except ValueError:
+                self.problems.append(
+                    f"{name} is not an http:// address, like http://proxy.example.com:3128. The relay can't use "
+                    "https:// and SOCKS proxies. NO_PROXY names what is reached without one."
+                )
+            return self._env[name]
+        return None
+
+    def ca_bundle(self, host: str, problem: Callable[[str], str | None]) -> str | None:
+        name = "REQUESTS_CA_BUNDLE" if self.text("REQUESTS_CA_BUNDLE") else "CURL_CA_BUNDLE"
+        path = self.text(name) or None
+        if path and host.lower().startswith("https:") and (why := problem(path)):
+            self.problems.append(f"{name} has no certificates to trust: {why}.")
+        return path
 
 
 def _wrong_key(key: str) -> str | None:

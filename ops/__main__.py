@@ -17,8 +17,9 @@ import requests
 
 import signature
 from config import Config, ConfigError
-from delivery import Message, RateLimited, Rejected, RetryLater, fitting
-from ops import samples
+from delivery import Message, RateLimited, Rejected, RetryLater, fitting, parts
+from message import to_message
+from ops import preflight, samples
 from ops.check import TIMEOUT, check
 from ops.envfile import variables
 from ops.found import Found, find
@@ -60,15 +61,16 @@ def read_settings(file: BinaryIO) -> dict[str, str]:
 def settings(env: dict[str, str], uses: Collection[str], *needs: str) -> Config:
     """Return the settings that a command uses, of which it needs these keys. The others may be wrong."""
     try:
-        return Config.from_env({name: value for name, value in env.items() if name in uses}, needs=needs)
+        used = {name: value for name, value in env.items() if name in uses}
+        return Config.from_env(used, needs=needs, bundle_problem=preflight.bundle_problem)
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
 
 
-def message_maker(config: Config, segment: SegmentClient) -> Callable[[bytes], Message]:
+def message_maker(config: Config) -> Callable[[bytes], Message]:
     """Return the function that does with a webhook's body what the relay does."""
     mapping = config.mapping()
-    return lambda body: segment.to_message(translate(parse(body), received=datetime.now(UTC), **mapping))
+    return lambda body: to_message(translate(parse(body), received=datetime.now(UTC), **mapping))
 
 
 main.add_command(check)
@@ -103,12 +105,12 @@ def sample(env: dict[str, str], url: str | None, name: str) -> None:
 def translate_file(env: dict[str, str], file: TextIO) -> None:
     """Print the track calls for the webhooks or dead letters in FILE (- is standard input). Sends nothing."""
     config = settings(env, MAPPING)
-    to_message = message_maker(config, SegmentClient(config.segment_write_key, config.segment_host))
+    make_message = message_maker(config)
     found, _ = find(file.read())
     failed = 0
     for item in found:
         try:
-            click.echo(message_of(item, to_message).json)
+            click.echo(message_of(item, make_message).json)
         except (Undeliverable, NotAnObject) as error:
             failed += 1
             click.echo(f"{item.place}: {error}", err=True)
@@ -130,18 +132,19 @@ def replay(env: dict[str, str], file: TextIO, rate: float, failed: str | None) -
     other lines between them is fine. Safe to repeat: Segment knows the events by the same
     messageIds. Segment's own limit is 1,000 events a second.
     """
-    config = settings(env, (*MAPPING, "SEGMENT_HOST", "DRY_RUN"), "SEGMENT_WRITE_KEY")
+    way = [name for name in env if name.lower().endswith("_proxy") or name.endswith("_CA_BUNDLE")]
+    config = settings(env, (*MAPPING, "SEGMENT_HOST", "DRY_RUN", *way), "SEGMENT_WRITE_KEY")
     if config.dry_run:
         raise click.ClickException("DRY_RUN is on: nothing would be sent. `translate` shows what would be.")
-    segment = SegmentClient(config.segment_write_key, config.segment_host)
-    to_message = message_maker(config, segment)
+    segment = SegmentClient(config.segment_write_key, config.segment_host, config.proxy, config.ca_bundle)
+    make_message = message_maker(config)
     found, others = find(file.read())
     failures: dict[int, str] = {}  # by the position in `found`
     ready: list[tuple[int, Message]] = []
     with place_for_rest(failed, file) if failed else nullcontext() as keep:  # before anything is sent
         for position, item in enumerate(found):
             try:
-                ready.append((position, message_of(item, to_message)))
+                ready.append((position, message_of(item, make_message)))
             except (Undeliverable, NotAnObject) as error:
                 failures[position] = str(error)
         with click.progressbar(length=len(ready), label="Replaying", file=sys.stderr) as bar:
@@ -168,10 +171,10 @@ def nothing_found(found: list[Found]) -> int:
     return 1
 
 
-def message_of(item: Found, to_message: Callable[[bytes], Message]) -> Message:
+def message_of(item: Found, make_message: Callable[[bytes], Message]) -> Message:
     if item.problem:
         raise NotAnObject(item.problem, "not_json")
-    return to_message(item.body)
+    return make_message(item.body)
 
 
 @contextmanager
@@ -242,8 +245,7 @@ def send(batch: list[tuple[int, Message]], upload: Callable[[list[Message], floa
         except Rejected as error:
             if len(batch) == 1:
                 return {batch[0][0]: str(error)}
-            middle = len(batch) // 2
-            return send(batch[:middle], upload) | send(batch[middle:], upload)
+            return {number: why for part in parts(batch) for number, why in send(part, upload).items()}
         except RetryLater as error:
             reason = str(error)
             if attempt < ATTEMPTS - 1:

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from config import VERSION, Config, ConfigError
-from segment_client import SegmentClient
+from message import to_message
 from translate import parse, translate
 
 README = (ROOT / "README.md").read_text()
@@ -80,7 +80,7 @@ def test_the_example_of_the_readme_is_what_the_relay_makes_of_its_webhook():
     webhook = re.search(r"curl -d @(\S+)", README)[1]
     config = Config.from_env({"DRY_RUN": "1"})
     call = translate(parse((ROOT / webhook).read_bytes()), received=datetime.now(UTC), **config.mapping())
-    message = SegmentClient(config.segment_write_key, config.segment_host).to_message(call)
+    message = to_message(call)
     assert f"```\ntrack call:\n{json.dumps(json.loads(message.json), indent=2)}\n```" in README
     assert f'{{"status":"dry-run","message_id":"{message.id}"}}' in README
 
