@@ -16,7 +16,8 @@ from config import Config
 from dead_letters import DeadLetters
 from delivery import Delivery, Message
 from key_check import KeyCheck, check_call
-from ops import page
+from message import to_message
+from ops import page, preflight
 from ops.inspector import Inspector
 from ops.metrics import Metrics
 from ops.observe import observe
@@ -43,17 +44,15 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
 
     `shared` is the memory of the counts and of the pause after a 429; by default that of all workers.
     """
-    config = config or Config.from_env(os.environ)
+    config = config or Config.from_env(os.environ, bundle_problem=preflight.bundle_problem)
     shared = shared or of_service()
     mapping = config.mapping()
-    segment = SegmentClient(config.segment_write_key, config.segment_host)
+    segment = SegmentClient(config.segment_write_key, config.segment_host, config.proxy, config.ca_bundle)
     metrics = Metrics(shared, config)
     delivery = Delivery(metrics.counted(segment.upload), shared.pause)
-    key_check = KeyCheck(
-        lambda deadline: delivery.upload(
-            [segment.to_message(check_call(config.event_prefix, config.event_names))], deadline
-        )
-    )
+    # One messageId, so that Segment keeps one however many are sent.
+    check_event = check_call(config.event_prefix, config.event_names)
+    key_check = KeyCheck(lambda deadline: delivery.upload([to_message(check_event)], deadline))
     letters = DeadLetters(config.dead_letter_file)
     bodies = Bodies()
     inspector = Inspector(config)
@@ -74,16 +73,18 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
             try:
                 webhook.event = parse(webhook.body)
                 call = translate(webhook.event, received=datetime.now(UTC), **mapping)
-                webhook.message = message = segment.to_message(call)
+                webhook.message = message = to_message(call)
                 if config.dry_run:
                     return answer(200, DRY_RUN, message_id=message.id)
                 send(message, deadline - TO_ANSWER)
             except Untranslatable as error:
-                if isinstance(error, NotAnObject) and not config.signing_keys:
-                    raise
+                if isinstance(error, NotAnObject):
+                    if not config.signing_keys:
+                        raise
+                    error = Undeliverable(error.reason, error.detail)
                 # Whatever the key has signed is genuine. Refusing it would hold up every later event for seven days.
                 letters.keep(webhook.body, str(error), deadline)
-                raise Undeliverable(error.reason, error.detail) from None
+                raise error from None
         # Segment has it. Nothing above this line answers "delivered".
         key_check.accepted()
         return answer(200, DELIVERED, message_id=message.id)
@@ -92,9 +93,8 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
         try:
             delivery.deliver(message, deadline)
         except Rejected as error:
-            if error.status == 400:
-                key_check.rejected(deadline)
-            raise Undeliverable("segment_rejects", f" ({error.status})") from None
+            key_check.rejected(error, deadline)
+            raise Undeliverable(error.reason, error.detail) from None
 
     app.add_url_rule("/health", view_func=health, provide_automatic_options=False)
     app.register_blueprint(page.blueprint(config, metrics, shared.started, inspector))
@@ -103,9 +103,7 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     app.register_error_handler(HTTPException, other_route)
     app.register_error_handler(Exception, unexpected)
     app.json.sort_keys = False  # type: ignore[attr-defined]  # the status first
-    # At debug level the client logs whole events, and urllib3 addresses.
-    for name in ("segment", "urllib3"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("segment").setLevel(logging.CRITICAL)  # at debug level the client logs whole events
     return app
 
 

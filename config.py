@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import proxies
 from translate import ADDRESSES, CUSTOMERIO, NAMES, namespace
 
 VERSION = "1.0.0"
@@ -238,6 +239,8 @@ class Config:
     log_format: str = _setting(
         "LOG_FORMAT", "`text`, or `json` for one JSON object a line.", choice("text", "json"), "text"
     )
+    proxy: str | None = field(default=None, repr=False)  # there may be a password in it
+    ca_bundle: str | None = None  # a file or a folder
     not_set_up: bool = False  # deployed before there was a signing key: no webhook is accepted
     warnings: tuple[str, ...] = ()
 
@@ -259,14 +262,17 @@ class Config:
         env: Mapping[str, str],
         file_problem: Callable[[str], str | None] = lambda path: None,
         needs: Collection[str] = KEYS,
+        bundle_problem: Callable[[str], str | None] = lambda path: None,
     ) -> "Config":
         """Build a Config from the variables in `env`, or raise one ConfigError that lists every problem.
 
         A variable that is set but blank counts as not set. `file_problem` says what keeps a file
         from being appended to, or None; it is asked about DEAD_LETTER_FILE. `needs` names the keys
-        that must be there, unless DRY_RUN is on.
+        that must be there, unless DRY_RUN is on. `bundle_problem` says what keeps certificates from
+        being loaded, or None; it is asked about REQUESTS_CA_BUNDLE.
         """
-        values, problems = {}, []
+        values: dict[str, Any] = {}
+        problems: list[str] = []
         for name, setting in SETTINGS.items():
             text = env.get(setting.name, "")
             if (setting.verbatim and setting.name in env) or text.strip():
@@ -283,11 +289,15 @@ class Config:
                 "DRY_RUN is on while both keys are set: webhooks would be answered with 200, and their events be gone. "
                 "Unset DRY_RUN to deliver them, or set DRY_RUN=force."
             )
-        compared = _compare_keys(config)
+        compared = _compare_keys(env.get("SEGMENT_WRITE_KEY", "").strip(), config.signing_keys)
         if problems:
             problems += compared  # warnings aren't seen where there are problems
         if config.dead_letter_file and (why := file_problem(config.dead_letter_file)):
             problems.append(f"DEAD_LETTER_FILE cannot be appended to: {why}.")
+        if not config.dry_run:
+            values["proxy"], proxy_problems = _proxy(config.segment_host, env)
+            values["ca_bundle"], bundle_problems = _ca_bundle(config.segment_host, env, bundle_problem)
+            problems += proxy_problems + bundle_problems
         if problems:
             raise ConfigError(problems)
         # A dry run needs no key. ALLOW_UNSIGNED changes nothing here: it doesn't where there is a key, either.
@@ -314,6 +324,30 @@ def is_origin(url: str) -> bool:
 def in_clear_text(url: str) -> bool:
     """Return whether others can read what goes to `url`."""
     return is_origin(url) and urlsplit(url).scheme == "http" and urlsplit(url).hostname not in LOOPBACK
+
+
+def _proxy(host: str, env: Mapping[str, str]) -> tuple[str | None, list[str]]:
+    """Return the address of the proxy that leads to `host`, if there is one, and what is wrong with it."""
+    if not (name := proxies.variable_for(host, env)):
+        return None, []
+    try:
+        proxies.parse(env[name])
+    except ValueError:
+        problem = (
+            f"{name} is not an http:// address, like http://proxy.example.com:3128. The relay can't use "
+            "https:// and SOCKS proxies. NO_PROXY names what is reached without one."
+        )
+        return None, [problem]
+    return env[name], []
+
+
+def _ca_bundle(host: str, env: Mapping[str, str], problem: Callable[[str], str | None]) -> tuple[str | None, list[str]]:
+    """Return the file or folder of certificates to trust, if one is set, and what is wrong with it."""
+    name = "REQUESTS_CA_BUNDLE" if env.get("REQUESTS_CA_BUNDLE", "").strip() else "CURL_CA_BUNDLE"
+    path = env.get(name, "").strip() or None
+    if path and host.lower().startswith("https:") and (why := problem(path)):
+        return path, [f"{name} has no certificates to trust: {why}."]
+    return path, []
 
 
 def _missing(config: Config, env: Mapping[str, str], needs: Collection[str]) -> list[str]:
@@ -367,9 +401,8 @@ def _warnings(config: Config, words: list[str], not_set_up: bool) -> list[str]:
     return warnings
 
 
-def _compare_keys(config: Config) -> list[str]:
+def _compare_keys(write_key: str, keys: Collection[str]) -> list[str]:
     """Ask whether the two were swapped: both are long and random, and Segment answers 200 to any key."""
-    write_key, keys = config.segment_write_key, config.signing_keys
     if write_key and write_key in keys:
         return ["SEGMENT_WRITE_KEY and CUSTOMERIO_SIGNING_KEY are the same: one of them is wrong."]
     if write_key and _likeness(write_key) < max(map(_likeness, keys), default=0):

@@ -7,18 +7,26 @@ real ones. This module knows neither HTTP nor Segment's client.
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from math import ceil
 from threading import Event, Lock, Thread
 from time import monotonic
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from outcomes import RateLimited, Rejected, RetryLater, TransientError
+
+T = TypeVar("T")
 
 # Segment takes 2,500 events and 500 KB a request. Its own client stays at 100 and 475,000 bytes,
 # as does the relay; 1,000 of them are for the envelope, with the time and the write key.
 MAX_BATCH = 100  # messages
 MAX_BATCH_BYTES = 474_000
 
-MAX_UPLOADS = 15  # at once, in one worker; the halves of a rejected one come on top
+MAX_UPLOADS = 15  # at once, in one worker
+
+# A rejected upload is sent again in parts, until the event at fault stands alone. Ten parts find one among a hundred
+# in three rounds, of which Segment may take 0.6 s each.
+PARTS = 10
+MAX_SPLITS = 10  # uploads of parts at once, in one worker, besides the others: a rejected key rejects them all
 
 
 class Message(NamedTuple):
@@ -48,53 +56,40 @@ class Pending:
         self.error = error
         self.done.set()
 
+    def is_over(self) -> bool:
+        """Say whether the request has its answer, or no time left for one."""
+        return self.done.is_set() or self.deadline <= monotonic()
 
-class Delivery:
-    """Deliver each message, sharing uploads with whoever else is waiting (group commit).
 
-    A lone message goes at once. While MAX_UPLOADS uploads are out, messages queue up, and the
-    next upload takes them all. There is no timer and nothing to tune. A message belongs to the
-    request that waits for it: if a worker dies, so does the request, and Customer.io sends it again.
+class Lane:
+    """A queue, and at most so many uploads at once that empty it.
 
     The lock guards the queue and the number of uploads, and is never held while anything waits.
     """
 
-    def __init__(self, upload: Callable[[list[Message], float], None], pause: Pause):
-        """`upload(messages, seconds)` returns if Segment has them; it raises RetryLater or Rejected if not."""
-        self._upload = upload
-        self._pause = pause
+    def __init__(self, most: int, take: Callable[[deque[Any]], list[Pending]], send: Callable[[list[Pending]], None]):
+        """`take` removes the next batch from the queue, and `send` uploads it; an empty one means that none waits."""
+        self._most = most
+        self._take = take
+        self._send = send
         self._lock = Lock()
-        self._queue: deque[Pending] = deque()
+        self._queue: deque[Any] = deque()
         self._uploads = 0
 
-    def deliver(self, message: Message, deadline: float) -> None:
-        """Return once Segment has accepted `message`.
-
-        Raise Rejected if Segment rejects this message, and RetryLater if it hasn't accepted it by
-        `deadline` (on the monotonic clock).
-        """
-        pending = Pending(message, deadline)
-        try:
-            with self._lock:
-                self._queue.append(pending)
+    def add(self, *items: Any) -> None:
+        with self._lock:
+            self._queue.extend(items)
+        for _ in items:
             self._start_upload()
-            if not pending.done.wait(max(0, deadline - monotonic())):
-                raise RetryLater("timeout")
-            if pending.error:
-                raise pending.error
-        finally:
-            if not pending.done.is_set():
-                self._leave(pending)
-            del pending  # or error and traceback would keep each other, and the body, alive
 
-    def _leave(self, pending: Pending) -> None:
-        """Don't send a message whose request is gone: Customer.io sends it again."""
+    def remove(self, item: Any) -> None:
+        """Remove an item, if it is still queued."""
         with self._lock, suppress(ValueError):
-            self._queue.remove(pending)
+            self._queue.remove(item)
 
     def _start_upload(self) -> None:
         with self._lock:
-            if not self._queue or self._uploads >= MAX_UPLOADS:
+            if not self._queue or self._uploads >= self._most:
                 return
             self._uploads += 1
         try:
@@ -117,8 +112,44 @@ class Delivery:
 
     def _next_batch(self) -> list[Pending]:
         with self._lock:
-            count = fitting(pending.message for pending in self._queue)
-            return [self._queue.popleft() for _ in range(count)]
+            return self._take(self._queue)
+
+
+class Delivery:
+    """Deliver each message, sharing uploads with whoever else is waiting (group commit).
+
+    A lone message goes at once. While MAX_UPLOADS uploads are out, messages queue up, and the
+    next upload takes them all. There is no timer and nothing to tune. A message belongs to the
+    request that waits for it: if a worker dies, so does the request, and Customer.io sends it again.
+
+    If an upload is rejected, parts of it are sent until the event at fault stands alone. They have a lane of their
+    own, so that they neither hold up the others nor become many.
+    """
+
+    def __init__(self, upload: Callable[[list[Message], float], None], pause: Pause):
+        """`upload(messages, seconds)` returns if Segment has them; it raises RetryLater or Rejected if not."""
+        self._upload = upload
+        self._pause = pause
+        self._webhooks = Lane(MAX_UPLOADS, take_fitting, self._send)  # of Pending
+        self._parts = Lane(MAX_SPLITS, take_part, self._send)  # of lists of them
+
+    def deliver(self, message: Message, deadline: float) -> None:
+        """Return once Segment has accepted `message`.
+
+        Raise Rejected if Segment rejects this message, and RetryLater if it hasn't accepted it by
+        `deadline` (on the monotonic clock).
+        """
+        pending = Pending(message, deadline)
+        try:
+            self._webhooks.add(pending)
+            if not pending.done.wait(max(0, deadline - monotonic())):
+                raise RetryLater("timeout")
+            if pending.error:
+                raise pending.error
+        finally:
+            if not pending.done.is_set():
+                self._webhooks.remove(pending)  # don't send it: Customer.io sends it again
+            del pending  # or error and traceback would keep each other, and the body, alive
 
     def _send(self, batch: list[Pending]) -> None:
         """Upload `batch` and tell each request how its own message fared."""
@@ -135,10 +166,8 @@ class Delivery:
         except Rejected as rejected:
             if len(batch) == 1:
                 error = rejected
-            else:  # halve until the event at fault stands alone
-                middle = len(batch) // 2
-                for half in (batch[:middle], batch[middle:]):
-                    Thread(target=self._send, args=(half,), daemon=True).start()
+            else:
+                self._parts.add(*parts(batch))
                 batch = []
         except Exception as failure:  # noqa: BLE001 - raised in deliver()
             error = failure
@@ -157,6 +186,24 @@ class Delivery:
         except RateLimited as error:
             self._pause.extend(error.retry_after)
             raise RateLimited("rate_limited", retry_after=self._pause.remaining()) from None
+
+
+def take_fitting(queue: deque[Pending]) -> list[Pending]:
+    count = fitting(pending.message for pending in queue)
+    return [queue.popleft() for _ in range(count)]
+
+
+def take_part(queue: deque[list[Pending]]) -> list[Pending]:
+    while queue:
+        if part := [pending for pending in queue.popleft() if not pending.is_over()]:
+            return part
+    return []
+
+
+def parts(batch: list[T]) -> list[list[T]]:
+    """Return the parts of a rejected batch, to be sent one by one."""
+    size = ceil(len(batch) / PARTS)
+    return [batch[start : start + size] for start in range(0, len(batch), size)]
 
 
 def fitting(messages: Iterable[Message]) -> int:

@@ -40,7 +40,7 @@ class Logger(glogging.Logger):
 def on_starting(server: Any) -> None:
     """Before anything listens: one readable message instead of workers that die one by one."""
     try:
-        Config.from_env(os.environ, preflight.file_problem)
+        Config.from_env(os.environ, preflight.file_problem, bundle_problem=preflight.bundle_problem)
         if problem := preflight.open_files_problem() or _port_problem(server):
             raise ConfigError([problem])
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Tells a wrong write key from wrong events, when Segment rejects one after the other."""
+"""Tells a wrong write key, or a proxy in the way, from wrong events, when one after the other is rejected."""
 
 from collections.abc import Callable
 from threading import Lock
@@ -18,6 +18,9 @@ class KeyCheck:
 
     The first is a dead letter; all of the second would be. So after IN_A_ROW dead letters an event
     of our own is sent, which has no fault: if Segment rejects that one too, it is the key.
+
+    A refusal that isn't Segment's own comes from a proxy or a captive portal. It may dislike this one event, or stand
+    in the way of all, so our event decides at once.
     """
 
     def __init__(self, probe: Callable[[float], None]):
@@ -25,35 +28,45 @@ class KeyCheck:
         self._probe = probe
         self._lock = Lock()
         self._rejected = 0  # in a row
-        self._wrong_until = 0.0  # on the monotonic clock
+        self._right_since = 0.0  # when the last probe that was accepted was sent, on the monotonic clock
+        self._wrong_until = 0.0  # on the same
 
     def accepted(self) -> None:
         """Note that Segment has accepted an event."""
         self._rejected, self._wrong_until = 0, 0.0
 
-    def rejected(self, deadline: float) -> None:
-        """Return if an event that Segment rejected by itself is at fault.
+    def rejected(self, error: Rejected, deadline: float) -> None:
+        """Return if an event that was rejected by itself is at fault.
 
-        Raise RetryLater if the key is, or if that isn't known by `deadline` (on the monotonic clock).
+        Raise RetryLater if it isn't, or if that isn't known by `deadline` (on the monotonic clock).
         """
+        if error.by_segment and error.status != 400:  # it is too large, and that is about this event
+            return
+        since = monotonic()
         if not self._lock.acquire(timeout=max(0, deadline - monotonic())):
             raise RetryLater("timeout")
         try:
-            if self._rejected >= IN_A_ROW:
-                self._probe_key(deadline)
+            # Whoever waits for the lock shares the answer to a probe that was sent meanwhile.
+            doubtful = self._rejected >= IN_A_ROW if error.by_segment else self._right_since < since
+            if doubtful and not self._is_right(deadline):
+                raise RetryLater("every_event" if error.by_segment else "not_segment")
             self._rejected += 1
         finally:
             self._lock.release()
 
-    def _probe_key(self, deadline: float) -> None:
-        if monotonic() >= self._wrong_until:
-            try:
-                self._probe(deadline)
-                self.accepted()
-                return
-            except Rejected:
-                self._wrong_until = monotonic() + PROBE_EVERY
-        raise RetryLater("every_event")
+    def _is_right(self, deadline: float) -> bool:
+        """Say whether Segment takes an event that has no fault; raise RetryLater if that isn't known."""
+        now = monotonic()
+        if now < self._wrong_until:
+            return False
+        try:
+            self._probe(deadline)
+        except Rejected:
+            self._wrong_until = monotonic() + PROBE_EVERY
+            return False
+        self.accepted()
+        self._right_since = now
+        return True
 
 
 def check_call(prefix: str, names: str) -> dict[str, Any]:

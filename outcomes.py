@@ -3,7 +3,7 @@
 from math import ceil
 from typing import NamedTuple
 
-from translate import NotAnObject, Undeliverable, Untranslatable
+from translate import UNDELIVERABLE, NotAnObject, Undeliverable, Untranslatable
 
 
 class Outcome(NamedTuple):
@@ -95,11 +95,17 @@ class BodyTooLarge(Ended):
 
 
 class Rejected(Exception):
-    """Segment refuses an upload for good, because of an event in it, or of the key. `status` is that of its answer."""
+    """An upload is refused for good, because of an event in it, or of the key.
 
-    def __init__(self, status: int):
-        super().__init__(f"Segment refuses it ({status})")
-        self.status = status
+    `status` is that of the answer. `by_segment` is False if what refuses it is not Segment, but something on the way.
+    `reason` and `detail` are those of Undeliverable for a single event.
+    """
+
+    def __init__(self, status: int, by_segment: bool = True):
+        self.status, self.by_segment = status, by_segment
+        self.reason = "segment_rejects" if by_segment else "segment_rejects.on_the_way"
+        self.detail = f" ({status})"
+        super().__init__(UNDELIVERABLE[self.reason].format(self.detail))
 
 
 # One exception, one status. Customer.io waits an hour after 400, 401, 403, 404, 405, 429, 500 and 502

@@ -1,138 +1,111 @@
-"""Segment: what it accepts, one upload, and what each of its answers means.
+"""The upload to Segment: one connection, one request, and what the answer means.
 
-segment-analytics-python makes every message (`Client.track`). The upload itself goes through an
-`HTTPAdapter`, the layer of requests below its sessions: the client's own `post` has one session for
-the whole process, which follows redirects and lets a .netrc replace the write key.
-tests/test_segment_client.py verifies that both send the same bytes.
+It uses the standard library alone, which gevent makes wait for others under gunicorn. Whatever comes from the
+other side is read within one deadline and one number of bytes, wherever this runs.
 """
 
 import fcntl
 import json
-import math
-import os
-import re
+import socket
+import ssl
 import termios
+import time
+import weakref
 from base64 import b64encode
-from collections.abc import Iterator
+from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime
+from http.client import HTTPException, HTTPResponse, IncompleteRead
+from os import path
 from time import monotonic
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
+import certifi
 import gevent
-import requests
-from requests.adapters import HTTPAdapter
-from segment.analytics.client import Client
 from segment.analytics.request import parse_retry_after
 from segment.analytics.version import VERSION
-from urllib3.exceptions import HTTPError
 
-from delivery import Message
+import proxies
+from delivery import MAX_SPLITS, MAX_UPLOADS, Message
 from outcomes import RateLimited, Rejected, RetryLater, TransientError
-from translate import Undeliverable
 
-# Segment rejects an event above 32 KB. Its clients disagree on whether that is 32,768 or 32,000
-# bytes: use the smaller.
-MAX_EVENT_BYTES = 32_000
-
-# An event that is too large loses these first: message bodies, and all attributes of a person.
-BULK = ("content", "headers", "variables")
-
-# ... and never these, which say what the event is about: message, person and campaign.
-IDENTIFYING = frozenset(
-    (
-        "action_id broadcast_id campaign_id campaign_name content_id customer_id delivery_id email_address "
-        "email_id identifiers inbound_event_id journey_id link_id message_id message_name newsletter_id "
-        "parent_action_id recipient template_id transactional_message_id trigger_event_id trigger_id"
-    ).split()
-)
-CONTEXT_KEPT = ("event_id", "integration", "metric", "object_type", "traits")
-
-# Cap the list of what was left out: its names come from outside.
-MAX_OMITTED_NAMES = 40
-MAX_OMITTED_NAME = 60  # characters
+CONNECT_SECONDS = 1.0  # for each of Segment's addresses, so that the next one is tried within the deadline
 
 # "Re-resolve at least every 24 hours" (Segment, HTTP Tracking API): its addresses change.
 RECONNECT_AFTER = 3_600  # seconds
 
-CONNECT_SECONDS = 1.0  # for each of Segment's addresses, so that the next one is tried within the deadline
+# What stands in between forgets a quiet connection, and tells neither side: Azure's load balancer after 4 minutes,
+# AWS's NAT gateway and network load balancer after 350 s (their documentation). AWS's application load balancer
+# closes it after 60 s.
+IDLE_SECONDS = 60
+MAX_IDLE = MAX_UPLOADS + MAX_SPLITS  # as many as may be in use
 
-NOT_STRICT = re.compile(r"NaN|Infinity|\\ud[89a-f]")
+# Segment's answers have a few hundred bytes. http.client alone would take a line and a hundred headers of 64 KiB each.
+MAX_ANSWER = 65_536  # bytes, from the first status line to the last trailer
+READ = 16_384  # bytes at a time
+
+REDIRECTS = (301, 302, 303, 307, 308)
 
 
-class Body:
-    """The body of an upload, which knows whether it was sent to its end.
+class Headers(Protocol):
+    def get(self, name: str, /) -> str | None: ...
 
-    Segment may answer early and hang up. urllib3 then returns that answer as if the whole upload
-    had been sent.
-    """
 
-    def __init__(self, text: str):
-        self._data = text.encode()
-        self.sent = False
+class Answer(NamedTuple):
+    status: int
+    headers: Headers
+    body: bytes | None  # None if it is larger than any of Segment's
+    reusable: bool  # the connection, as far as HTTP goes
 
-    def __len__(self) -> int:
-        return len(self._data)
 
-    def __iter__(self) -> Iterator[bytes]:
-        yield self._data
-        self.sent = True
+class Connection:
+    """A connection that carries one upload at a time."""
+
+    def __init__(self, sock: socket.socket):
+        self.sock = sock
+        self.opened = self.idle_since = monotonic()
+
+    def is_good(self) -> bool:
+        """Say whether it can carry another upload: young, not long idle, and nothing left on it."""
+        now = monotonic()
+        young = now - self.opened < RECONNECT_AFTER and now - self.idle_since < IDLE_SECONDS
+        return young and is_quiet(self.sock)
 
 
 class SegmentClient:
-    """One Segment source: makes its messages, and uploads them."""
+    """One Segment source, to which messages are uploaded."""
 
-    def __init__(self, write_key: str, host: str):
-        self._client = Client(write_key or "dry-run", send=False)
+    def __init__(self, write_key: str, host: str, proxy: str | None = None, ca_bundle: str | None = None):
+        """`proxy` is the address of one; `ca_bundle` is a file or a folder, by default certifi's file."""
+        url = urlsplit(host)
+        self._host = (url.hostname or "").rstrip(".")  # as certificates spell it
+        self._port = url.port or (443 if url.scheme == "https" else 80)
+        self._tls = tls_context(ca_bundle) if url.scheme == "https" else None
+        self._proxy = proxies.parse(proxy) if proxy else None
         self._write_key = json.dumps(write_key)
-        self._request = requests.Request(
-            "POST",
-            f"{host}/v1/batch",
-            headers={
-                **requests.utils.default_headers(),
-                "Content-Type": "application/json",
-                "User-Agent": f"analytics-python/{VERSION}",
-                "Authorization": "Basic " + b64encode(f"{write_key}:".encode()).decode(),
-            },
-        ).prepare()
-        self._idle: list[tuple[HTTPAdapter, float]] = []  # each with the time it was opened
-        self._proxies = requests.utils.get_environ_proxies(host)
-        self._ca_bundle = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+        self._head = "\r\n".join(
+            [
+                f"POST {host if self._proxy and not self._tls else ''}/v1/batch HTTP/1.1",
+                f"Host: {url.netloc}",
+                f"User-Agent: analytics-python/{VERSION}",
+                "Accept-Encoding: identity",  # a small answer may be a large one, compressed
+                "Accept: */*",
+                "Connection: keep-alive",
+                "Content-Type: application/json",
+                f"Authorization: Basic {b64encode(f'{write_key}:'.encode()).decode()}",
+                *([] if self._tls else self._proxy_headers()),
+                "Content-Length: ",
+            ]
+        )
+        self._idle: deque[Connection] = deque()  # the one that has been idle longest comes first
+        weakref.finalize(self, close_all, self._idle)
 
-    def to_message(self, call: dict[str, Any]) -> Message:
-        """Return the message for these keyword arguments of `Client.track`.
-
-        It is strict JSON of at most MAX_EVENT_BYTES: an event that is too large loses its bulk,
-        listed in `context.omitted_properties`. Raise Undeliverable for an event that is too
-        large even so, or nested too deeply.
-        """
-        try:
-            text = self._track(call)
-            if NOT_STRICT.search(text):
-                call = scrub(call)
-                text = self._track(call)
-            if len(text) > MAX_EVENT_BYTES:
-                text = self._track(shrink(call, len(text) - MAX_EVENT_BYTES))
-        except RecursionError:
-            raise Undeliverable("too_deep") from None
-        if len(text) > MAX_EVENT_BYTES:
-            raise Undeliverable("too_large")
-        return Message(call["message_id"], text)
-
-    def _track(self, call: dict[str, Any]) -> str:
-        """Return the client's message as JSON.
-
-        If the call is too large for the client, return a text of about the same length.
-        """
-        # The client writes context.library into the dict it is given.
-        call = call | {"context": dict(call["context"])}
-        try:
-            _, message = self._client.track(**call)
-        except RecursionError:  # is a RuntimeError
-            raise
-        except RuntimeError:  # above 32,768 bytes; the error quotes the event
-            return json.dumps(call, default=str) + " " * 200  # a message is some 150 bytes longer
-        return json.dumps(message)
+    def _proxy_headers(self) -> list[str]:
+        return (
+            [f"Proxy-Authorization: {self._proxy.authorization}"] if self._proxy and self._proxy.authorization else []
+        )
 
     def upload(self, messages: list[Message], seconds: float) -> None:
         """Return if Segment answers within `seconds` that it has all `messages`.
@@ -140,150 +113,274 @@ class SegmentClient:
         Raise Rejected if it never takes them as they are, RateLimited if it wants no calls for
         a while, TransientError if another attempt may help, and RetryLater for everything else.
         """
-        adapter, opened = self._take_adapter()
+        request = self._request(messages)
+        deadline = monotonic() + seconds
+        used = self._take_idle()
+        connection = used
+        keep = False
         try:
-            self._post(adapter, messages, seconds)
-        except BaseException:
-            # After a failure, another answer might still arrive on this connection.
-            adapter.close()
-            raise
-        self._idle.append((adapter, opened))
+            connection = connection or self._open(deadline)
+            answer = exchange(connection.sock, request, deadline)
+            try:
+                interpret(answer.status, answer.headers, answer.body)
+                keep = answer.reusable
+            except Rejected as refusal:
+                keep = answer.reusable and refusal.by_segment
+                raise
+        except TimeoutError:
+            if used:  # a NAT or a firewall may have forgotten it, and the idle ones with it
+                close_all(self._idle)
+            raise RetryLater("timeout") from None
+        except TooLarge:
+            raise RetryLater("not_segment") from None
+        except (OSError, HTTPException, ValueError):  # a name that is too long is a ValueError
+            close_all(self._idle)  # they may be as dead as this one
+            raise disconnected() from None
+        finally:
+            if connection and keep:
+                self._keep(connection)
+            elif connection:  # another answer might still arrive on it
+                connection.sock.close()
 
-    def _take_adapter(self) -> tuple[HTTPAdapter, float]:
-        """Return an adapter that nobody else uses, so that no two uploads share a connection."""
-        while self._idle:
-            adapter, opened = self._idle.pop()
-            if monotonic() - opened < RECONNECT_AFTER:
-                return adapter, opened
-            adapter.close()
-        return HTTPAdapter(pool_connections=1, pool_maxsize=1), monotonic()
-
-    def _post(self, adapter: HTTPAdapter, messages: list[Message], seconds: float) -> None:
+    def _request(self, messages: list[Message]) -> bytes:
         sent_at = json.dumps(datetime.now(UTC).isoformat())
         batch = ", ".join(message.json for message in messages)
-        body = Body(f'{{"batch": [{batch}], "sentAt": {sent_at}, "writeKey": {self._write_key}}}')
-        request = self._request.copy()
-        request.prepare_body(body, None)
-        answered = False
-        try:
-            # A socket's timeout starts anew with each byte; this one also ends an answer that comes byte by byte.
-            with gevent.Timeout(seconds, False):
-                response = adapter.send(
-                    request,
-                    stream=True,
-                    timeout=(min(CONNECT_SECONDS, seconds), seconds),
-                    verify=self._ca_bundle,
-                    proxies=self._proxies,
-                )
-                early = not body.sent or not_received(response)
-                _ = response.content  # to its end
-                answered = True
-        except requests.ReadTimeout:
-            pass
-        except (OSError, HTTPError):  # requests' errors are OSErrors; some of urllib3's get past it
-            self._reconnect()
-            raise disconnected() from None
-        if not answered:
-            raise RetryLater("timeout")
-        if early:  # an answer, but not to all of the upload
-            raise disconnected()
-        check(response)
+        body = f'{{"batch": [{batch}], "sentAt": {sent_at}, "writeKey": {self._write_key}}}'.encode()
+        return f"{self._head}{len(body)}\r\n\r\n".encode() + body
 
-    def _reconnect(self) -> None:
-        """Close idle connections: they may be as dead as the one that failed."""
-        while self._idle:
-            self._idle.pop()[0].close()
+    def _take_idle(self) -> Connection | None:
+        """Return a connection that nobody else uses, so that no two uploads share one."""
+        with suppress(IndexError):
+            while True:
+                connection = self._idle.pop()
+                if connection.is_good():
+                    return connection
+                connection.sock.close()
+        return None
+
+    def _keep(self, connection: Connection) -> None:
+        connection.idle_since = monotonic()
+        self._idle.append(connection)
+        with suppress(IndexError):  # another thread was faster
+            while len(self._idle) > MAX_IDLE or connection.idle_since - self._idle[0].idle_since >= IDLE_SECONDS:
+                self._idle.popleft().sock.close()
+
+    def _open(self, deadline: float) -> Connection:
+        # gevent's sockets wait anew for each step of a TLS handshake, and nothing else ends a look-up. Where
+        # nothing is patched the handshake has one timeout, and the look-up can't be ended.
+        with gevent.Timeout(remaining(deadline), TimeoutError):
+            sock = connect(*(self._proxy[:2] if self._proxy else (self._host, self._port)), deadline)
+            try:
+                if self._tls:
+                    if self._proxy:
+                        self._ask_for_tunnel(sock, deadline)
+                    sock.settimeout(remaining(deadline))
+                    sock = self._tls.wrap_socket(sock, server_hostname=self._host)
+            except BaseException:
+                sock.close()
+                raise
+        return Connection(sock)
+
+    def _ask_for_tunnel(self, sock: socket.socket, deadline: float) -> None:
+        end = f"{f'[{self._host}]' if ':' in self._host else self._host}:{self._port}"
+        head = [f"CONNECT {end} HTTP/1.1", f"Host: {end}", *self._proxy_headers()]
+        send(sock, "".join(f"{line}\r\n" for line in [*head, ""]).encode(), deadline)
+        incoming = Incoming(sock, deadline)
+        response = HTTPResponse(incoming, method="CONNECT")  # type: ignore[arg-type]
+        response.begin()
+        if not 200 <= response.status < 300 or incoming.buffer:
+            raise ConnectionError("the proxy refuses")
+
+
+def close_all(connections: deque[Connection]) -> None:
+    with suppress(IndexError):
+        while True:
+            connections.pop().sock.close()
+
+
+def tls_context(ca_bundle: str | None) -> ssl.SSLContext:
+    """Return what all connections share: loading certificates takes milliseconds."""
+    bundle = ca_bundle or certifi.where()
+    is_folder = path.isdir(bundle)
+    context = ssl.create_default_context(cafile=None if is_folder else bundle, capath=bundle if is_folder else None)
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def remaining(deadline: float) -> float:
+    """Return the seconds left; raise TimeoutError if there are none."""
+    if (seconds := deadline - monotonic()) <= 0:
+        raise TimeoutError
+    return seconds
+
+
+def connect(host: str, port: int, deadline: float) -> socket.socket:
+    """Return a connection to the first address that takes one."""
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(min(CONNECT_SECONDS, remaining(deadline)))
+            sock.connect(address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            sock.close()
+            remaining(deadline)
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise ConnectionError("no address takes a connection")
+
+
+def is_quiet(sock: socket.socket) -> bool:
+    """Say whether nothing has arrived that nobody asked for, not even the end."""
+    sock.settimeout(0)
+    try:
+        sock.recv(1)  # what TLS has already read counts, too
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def send(sock: socket.socket, data: bytes, deadline: float) -> None:
+    """Send all of it; raise TimeoutError after the deadline. (A TLS socket's own sendall waits anew for each part.)"""
+    rest = memoryview(data)
+    while rest:
+        sock.settimeout(remaining(deadline))
+        rest = rest[sock.send(rest) :]
+
+
+class TooLarge(Exception):
+    """An answer has more than MAX_ANSWER bytes."""
+
+
+class Incoming:
+    """What arrives on a connection, of which HTTPResponse reads: so many bytes, and for so long.
+
+    `buffer` has what was not asked for yet.
+    """
+
+    def __init__(self, sock: socket.socket, deadline: float):
+        self._sock = sock
+        self._deadline = deadline
+        self._room = MAX_ANSWER
+        self.buffer = bytearray()
+
+    def makefile(self, mode: str) -> "Incoming":
+        return self
+
+    def readline(self, limit: int) -> bytes:
+        while not (end := self.buffer.find(b"\n", 0, limit) + 1) and len(self.buffer) < limit and self._receive():
+            pass
+        return self._take(end or limit)
+
+    def read(self, size: int) -> bytes:
+        while len(self.buffer) < size and self._receive():
+            pass
+        return self._take(size)
+
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self.buffer[:size])
+        del self.buffer[:size]
+        return taken
+
+    def _receive(self) -> bool:
+        """Wait for more; return False at the end."""
+        if not self._room:
+            raise TooLarge
+        if self._room < MAX_ANSWER:
+            # recv doesn't wait while there is data: an answer without a pause would keep all others waiting.
+            time.sleep(0)
+        self._sock.settimeout(remaining(self._deadline))
+        data = self._sock.recv(min(READ, self._room))
+        self._room -= len(data)
+        self.buffer += data
+        return bool(data)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def exchange(sock: socket.socket, request: bytes, deadline: float) -> Answer:
+    """Send a request and return its answer.
+
+    Raise TimeoutError if it isn't complete by the deadline, TooLarge if its head is, and OSError, HTTPException or
+    ValueError if there is none.
+    """
+    send(sock, request, deadline)
+    incoming = Incoming(sock, deadline)
+    response = HTTPResponse(incoming, method="POST")  # type: ignore[arg-type]
+    response.begin()
+    if not_received(sock):  # an answer, but not to all of the upload
+        raise ConnectionError("answered early")
+    body: bytes | None = b""
+    try:
+        while part := response.read(MAX_ANSWER):
+            body += part  # type: ignore[operator]
+    except TooLarge:
+        body = None
+    else:
+        if response.length:
+            raise IncompleteRead(b"")
+    # A second answer may have come along with the first.
+    reusable = response.version == 11 and not response.will_close and not incoming.buffer
+    return Answer(response.status, response.headers, body, reusable)
+
+
+def not_received(sock: socket.socket) -> bool:
+    """Say whether some of the upload has not even arrived at the other side, which answers all the same."""
+    with suppress(OSError):  # not a system that tells
+        return any(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    return False
 
 
 def disconnected() -> TransientError:
     return TransientError("connection")
 
 
-def not_received(response: requests.Response) -> bool:
-    """Say whether some of the upload has not even arrived at the other side, which answers all the same."""
-    sock = getattr(response.raw.connection, "sock", None)  # None once the other side has hung up
-    with suppress(OSError):  # not a system that tells
-        return sock is not None and any(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
-    return False
+def interpret(status: int, headers: Headers, body: bytes | None) -> None:
+    """Return if this answer of Segment's says that it has the upload; raise what it means if not.
 
-
-def check(response: requests.Response) -> None:
-    """Return if Segment says that it has the upload; raise what its answer means if not."""
-    status = response.status_code
-    if status in (400, 413):
-        raise Rejected(status)
+    `body` is None if it is larger than any of Segment's. Segment's own answers are JSON objects, those of a proxy
+    or a captive portal in its place are not.
+    """
+    answer = json_object(body or b"")
+    if status >= 600:
+        raise RetryLater("not_segment")
     if status == 429:
-        raise RateLimited("rate_limited", retry_after=parse_retry_after(response) or 1)
-    if status in (401, 403):
-        raise RetryLater("write_key", f" ({status})")
+        raise RateLimited("rate_limited", retry_after=parse_retry_after(SimpleNamespace(headers=headers)) or 1)
     if status >= 500 or status == 408 or status < 200:  # after a 1xx the answer is still to come
         raise TransientError(f"segment_{status}")
-    if response.is_redirect:
+    if status in (400, 413):
+        if answer is None:
+            raise Rejected(status, by_segment=False)
+        raise Rejected(status)
+    if status in REDIRECTS and headers.get("Location") is not None:
         raise RetryLater("redirect")
-    if not 200 <= status < 300:
+    if status >= 400 and answer is None:
+        raise RetryLater("not_segment")
+    if status in (401, 403):
+        raise RetryLater("write_key", f" ({status})")
+    if status >= 300:
         raise RetryLater(f"segment_{status}")
-    if not response.content:  # http.client accepts a truncated head
+    if body == b"":  # http.client accepts a truncated head
         raise disconnected()
-    try:
-        answer = json.loads(response.content)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):  # a captive portal or a proxy answers 200 to anything
+    if answer is None:
         raise RetryLater("not_segment")
     if answer.get("success") is not True:
         raise TransientError("not_success")
 
 
-def scrub(value: Any) -> Any:
-    """Return `value` as strict JSON allows it: NaN and infinities null, lone surrogates replaced.
-
-    Raise RecursionError if it nests too deeply.
-    """
-    if isinstance(value, str):
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {scrub(key): scrub(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [scrub(item) for item in value]
-    return value
-
-
-def shrink(call: dict[str, Any], excess: int) -> dict[str, Any]:
-    """Return `call` without its largest parts, at least `excess` bytes (as JSON) shorter.
-
-    Bulk goes first, then the largest. What identifies the message, the person and the campaign
-    stays. `context.omitted_properties` names what went (parts of the context as "context.name").
-    Raise Undeliverable if nothing more can be left out.
-    """
-    properties, context = dict(call["properties"]), dict(call["context"])
-    parts = []
-    for owner, label in ((properties, ""), (context, "context.")):
-        for name, value in owner.items():
-            size = len(json.dumps({name: value}))
-            bulk = owner is properties and name in BULK
-            essential = name in IDENTIFYING or (owner is context and name in CONTEXT_KEPT)
-            # No identifier is this long, whatever its name.
-            if not essential or size > 1_000:
-                parts.append((essential, not bulk, -size, label + name, owner, name))
-    parts.sort(key=lambda part: part[:3])
-
-    omitted = 0
-    named: list[str] = []
-    excess += len('"omitted_properties": [], "and 1000000 more", ')
-    for *_, negative_size, label, owner, name in parts:
-        if excess <= 0:
-            break
-        del owner[name]
-        omitted += 1
-        excess += negative_size
-        if len(named) < MAX_OMITTED_NAMES:
-            named.append(label[:MAX_OMITTED_NAME])
-            excess += len(json.dumps(named[-1])) + len(", ")
-    if excess > 0:
-        raise Undeliverable("too_large")
-    if omitted > len(named):
-        named.append(f"and {omitted - len(named)} more")
-    context["omitted_properties"] = named
-    return call | {"properties": properties, "context": context}
+def json_object(body: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that `body` is, or None if it isn't one."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None

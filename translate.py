@@ -73,17 +73,21 @@ UNDELIVERABLE = {
     "too_deep": "it is nested too deeply",
     "too_large": "it cannot be made to fit into 32,000 bytes",
     "segment_rejects": "Segment refuses it{}",
+    "segment_rejects.on_the_way": "it is refused on the way to Segment{}",
 } | NOT_AN_OBJECT  # what the key has signed is genuine
 
 
 class Untranslatable(ValueError):
-    """What can't become a track call. `reason` is a key of `sentences`, `str()` its sentence: neither quotes it."""
+    """What can't become a track call.
+
+    `reason` is a key of `sentences`, perhaps with a variant behind a dot; `str()` is its sentence. Neither quotes it.
+    """
 
     sentences: dict[str, str]
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(self.sentences[reason].format(detail))
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail = reason.partition(".")[0], detail
 
 
 class Undeliverable(Untranslatable):

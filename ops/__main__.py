@@ -18,9 +18,10 @@ import requests
 
 import signature
 from config import MAPPING, Config, ConfigError
-from delivery import Message, fitting
+from delivery import Message, fitting, parts
 from key_check import check_call
-from ops import samples
+from message import to_message
+from ops import preflight, samples
 from ops.check import TIMEOUT, check, wrong_settings
 from ops.envfile import variables
 from ops.found import Found, find
@@ -62,15 +63,16 @@ def read_settings(file: BinaryIO) -> dict[str, str]:
 def settings(env: dict[str, str], uses: Collection[str], *needs: str) -> Config:
     """Return the settings that a command uses, of which it needs these keys. The others may be wrong."""
     try:
-        return Config.from_env({name: value for name, value in env.items() if name in uses}, needs=needs)
+        used = {name: value for name, value in env.items() if name in uses}
+        return Config.from_env(used, needs=needs, bundle_problem=preflight.bundle_problem)
     except ConfigError as error:
         raise click.ClickException(wrong_settings(error)) from None
 
 
-def message_maker(config: Config, segment: SegmentClient) -> Callable[[bytes], Message]:
+def message_maker(config: Config) -> Callable[[bytes], Message]:
     """Return the function that does with a webhook's body what the relay does."""
     mapping = config.mapping()
-    return lambda body: segment.to_message(translate(parse(body), received=datetime.now(UTC), **mapping))
+    return lambda body: to_message(translate(parse(body), received=datetime.now(UTC), **mapping))
 
 
 main.add_command(check)
@@ -133,12 +135,12 @@ def ask_first(relay: str, name: str) -> None:
 def translate_file(env: dict[str, str], file: TextIO) -> None:
     """Print the track calls for the webhooks or dead letters in FILE (- is standard input). Sends nothing."""
     config = settings(env, MAPPING)
-    to_message = message_maker(config, SegmentClient(config.segment_write_key, config.segment_host))
+    make_message = message_maker(config)
     found, _ = find(file.read())
     failed = 0
     for item in found:
         try:
-            click.echo(message_of(item, to_message).json)
+            click.echo(message_of(item, make_message).json)
         except (Untranslatable, Unreadable) as error:
             failed += 1
             click.echo(f"{item.place}: {error}", err=True)
@@ -161,18 +163,19 @@ def replay(env: dict[str, str], file: TextIO, rate: float, failed: str | None) -
     repeat: Segment knows the events by the same messageIds. Segment's own limit is 1,000 events a
     second.
     """
-    config = settings(env, (*MAPPING, "SEGMENT_HOST", "DRY_RUN"), "SEGMENT_WRITE_KEY")
+    way = [name for name in env if name.lower().endswith("_proxy") or name.endswith("_CA_BUNDLE")]
+    config = settings(env, (*MAPPING, "SEGMENT_HOST", "DRY_RUN", *way), "SEGMENT_WRITE_KEY")
     if config.dry_run:
         raise click.ClickException("DRY_RUN is on: nothing would be sent. `translate` shows what would be.")
-    segment = SegmentClient(config.segment_write_key, config.segment_host)
-    to_message = message_maker(config, segment)
+    segment = SegmentClient(config.segment_write_key, config.segment_host, config.proxy, config.ca_bundle)
+    make_message = message_maker(config)
     found, others = find(file.read())
     failures: dict[Number, str] = {}
     ready: list[tuple[Number, Message]] = []
     with place_for_rest(failed, file) if failed else nullcontext() as keep:  # before anything is sent
         for position, item in enumerate(found):
             try:
-                ready.append((position, message_of(item, to_message)))
+                ready.append((position, message_of(item, make_message)))
             except (Untranslatable, Unreadable) as error:
                 failures[position] = str(error)
         left = dict(ready)
@@ -219,10 +222,10 @@ class Unreadable(Exception):
     """What is found in a file is no whole event."""
 
 
-def message_of(item: Found, to_message: Callable[[bytes], Message]) -> Message:
+def message_of(item: Found, make_message: Callable[[bytes], Message]) -> Message:
     if item.problem:
         raise Unreadable(item.problem)
-    return to_message(item.body)
+    return make_message(item.body)
 
 
 @contextmanager
@@ -301,12 +304,11 @@ class Sender:
         try:
             self._upload([message for _, message in batch])
         except Rejected as error:
-            middle = len(batch) // 2
-            if middle:
-                yield from self.send(batch[:middle])
-                yield from self.send(batch[middle:])
+            if len(batch) > 1:
+                for part in parts(batch):
+                    yield from self.send(part)
                 return
-            if error.status == 400 and not self._key_is_good:
+            if not self._key_is_good and (error.status == 400 or not error.by_segment):
                 self._check_key()
             yield batch[0][0], str(error)
         except RetryLater as error:
@@ -332,9 +334,9 @@ class Sender:
     def _check_key(self) -> None:
         """Raise RetryLater if Segment rejects an event that has no fault, too: then it is the key."""
         try:
-            self._upload([self._segment.to_message(self._check)])
-        except Rejected:
-            raise RetryLater("every_event") from None
+            self._upload([to_message(self._check)])
+        except Rejected as error:
+            raise RetryLater("every_event" if error.by_segment else "not_segment") from None
         self._key_is_good = True
 
 

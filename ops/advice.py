@@ -25,6 +25,12 @@ REMEDIES = {
     "every_event": f"{NEW_KEY} The first events became dead letters; `python -m ops replay` sends them again.",
     "not_segment": f"Set SEGMENT_HOST to Segment's address, look for a proxy in between, and restart. {COMES_BACK}",
     "redirect": f"Set SEGMENT_HOST to Segment's address and restart. {COMES_BACK}",
+    # Segment has no other 4xx; 408 passes.
+    **{
+        f"segment_{status}": f"Set SEGMENT_HOST to Segment's address and restart. {COMES_BACK}"
+        for status in range(400, 500)
+        if status != 408
+    },
     "dead_letter": f"Make room on the disk, or set DEAD_LETTER_FILE to a file that can be written. {COMES_BACK}",
     "not_set_up": f"Copy the signing key from {WEBHOOK_PAGE}; set CUSTOMERIO_SIGNING_KEY and restart. {COMES_BACK}",
     "internal": f"The log says where: please report it. {COMES_BACK}",

@@ -14,6 +14,7 @@ import requests
 
 from config import KEYS, NOT_SET_UP, Config, ConfigError
 from key_check import check_call
+from message import to_message
 from ops import ask, customerio_api, preflight, segment_api
 from ops.ask import Api, NoAnswer, NotNow
 from ops.customerio_api import SUBSCRIBABLE, Webhook
@@ -101,7 +102,7 @@ def examine(env: dict[str, str], url: str | None, customerio_eu: bool, watch: bo
 def check_settings(env: dict[str, str], report: Report) -> Config | None:
     """Return the settings, if they are in order."""
     try:
-        config = Config.from_env(env, partial(preflight.file_problem, create=False), KEYS)
+        config = Config.from_env(env, partial(preflight.file_problem, create=False), KEYS, preflight.bundle_problem)
     except ConfigError as error:
         report["settings"] = {"problems": error.problems}
         report["wrong"].append(wrong_settings(error))
@@ -184,19 +185,17 @@ def send_event(config: Config, call: dict[str, Any], report: Report) -> bool:
     report["event"] = event = {"name": call["event"], "sent": not config.dry_run, "taken": False, "milliseconds": None}
     if config.dry_run:
         return False
-    segment = SegmentClient(config.segment_write_key, config.segment_host)
-    messages = [segment.to_message(call)]
+    segment = SegmentClient(config.segment_write_key, config.segment_host, config.proxy, config.ca_bundle)
+    messages = [to_message(call)]
     started = time.monotonic()
     try:
-        # upload() itself ends an answer that drips only in the relay, where gevent runs.
+        # upload() itself ends whatever takes too long, but only the relay, where gevent runs, can end a look-up.
         ask.within(TIMEOUT, lambda: segment.upload(messages, TIMEOUT))
     except requests.Timeout:
         late = f"Segment did not answer in time ({TIMEOUT} s)"
         report["wrong"].append(f"{config.segment_host} did not take the event: {late}.")
     except (RetryLater, Rejected) as error:
         report["wrong"].append(f"{config.segment_host} did not take the event: {error}{more(error, config)}.")
-    except ask.FAILURES as error:
-        report["wrong"].append(f"{config.segment_host} did not take the event: {ask.why(error)}.")
     else:
         event |= {"taken": True, "milliseconds": round((time.monotonic() - started) * 1000)}
     return bool(event["taken"])
@@ -204,6 +203,8 @@ def send_event(config: Config, call: dict[str, Any], report: Report) -> bool:
 
 def more(error: RetryLater | Rejected, config: Config) -> str:
     """Return what an upload's error doesn't say."""
+    if isinstance(error, Rejected) and not error.by_segment:
+        return ". The event has no fault, so what answered is not Segment: check SEGMENT_HOST and proxies"
     if isinstance(error, Rejected):
         return (
             ". The event has no fault, so the write key has: it is far too short. Copy SEGMENT_WRITE_KEY again from "

@@ -1,4 +1,4 @@
-"""What the system must grant before the relay can start: files to open, a file to append to, and a port.
+"""What the system must grant before the relay can start: files to open, to append to and to trust, and a port.
 
 gunicorn.conf.py imports it before gevent patches the standard library, so it imports no threads.
 """
@@ -6,8 +6,10 @@ gunicorn.conf.py imports it before gevent patches the standard library, so it im
 import errno
 import os
 import pwd
+import re
 import resource
 import socket
+import ssl
 import stat
 from collections.abc import Iterable
 
@@ -81,6 +83,20 @@ def open_private(path: str) -> int:
         os.close(file)
         raise OSError(errno.EINVAL, NOT_REGULAR)
     return file
+
+
+def bundle_problem(path: str) -> str | None:
+    """Return why the certificates in `path`, a file or a folder, can't be loaded, or None."""
+    try:
+        if not os.path.isdir(path):
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        elif not any(re.fullmatch(r"[0-9a-f]{8}\.[0-9]+", name) for name in os.listdir(path)):
+            return "the folder has none, or `openssl rehash` wasn't run on it"
+    except ssl.SSLError:
+        return "none is in the file"
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or "not a path"
+    return None
 
 
 def port_problem(addresses: Iterable[object]) -> str | None:

@@ -20,11 +20,17 @@ A fault is a word that says what happens to a request instead of a proper answer
     late            503, and half a second later a 200: the events are not kept
     twice           the events are kept, and the 200 comes twice
     early           a 200 before a large upload has arrived, and then the end: the events are not kept
+    html:404, ...   that status, and a web page
+    bomb            a 200 of 2 MB, which are 2 GB once they are decompressed
+    endless         a 200 whose body neither ends nor pauses; endless-head, endless-chunks and endless-100s the same
+                    of others
+    forget          connections that are open when it begins get no more answers, as behind a NAT that forgot them
 
 `python proof/fake_segment.py PORT MILLISECONDS` runs one with that latency.
 """
 
 import asyncio
+import gzip
 import json
 import socket
 import ssl
@@ -33,8 +39,59 @@ import sys
 import threading
 from base64 import b64encode
 from collections import deque
+from functools import cache
 from typing import Any, Self
 
+NOT_SEGMENT = "what answered is not Segment"
+BROKEN = "the connection to Segment failed"
+LATE = "Segment did not answer in time"
+FAULTS = {  # each with the beginning of the reason that a relay should give for its 503; "" if it should deliver
+    "500": "Segment answered 500",
+    "502": "Segment answered 502",
+    "503": "Segment answered 503",
+    "408": "Segment answered 408",
+    "429:1": "Segment is limiting the rate",
+    "401": "Segment refuses the write key (401)",
+    "403": "Segment refuses the write key (403)",
+    "404": "Segment answered 404",
+    "304": "Segment answered 304",
+    "hang": LATE,
+    "hang-after": LATE,
+    "drip": LATE,
+    "reset": BROKEN,
+    "reset-after": BROKEN,
+    "close": BROKEN,
+    "cut": BROKEN,
+    "garbage": BROKEN,
+    "refuse": BROKEN,
+    "silent": BROKEN,
+    "html": NOT_SEGMENT,
+    "html:400": NOT_SEGMENT,
+    "html:401": NOT_SEGMENT,
+    "html:403": NOT_SEGMENT,
+    "html:404": NOT_SEGMENT,
+    "html:413": NOT_SEGMENT,
+    "html:502": "Segment answered 502",
+    "redirect": "Segment's address redirects",
+    "redirect-307": "Segment's address redirects",
+    "false": "Segment answered that it failed",
+    "early-hints": "Segment answered 103",
+    "late": "Segment answered 503",
+    "bomb": NOT_SEGMENT,
+    "endless": NOT_SEGMENT,
+    "endless-head": BROKEN,  # http.client takes a hundred headers
+    "endless-chunks": NOT_SEGMENT,
+    "endless-100s": NOT_SEGMENT,
+    "twice": "",
+    "early": "",  # a small upload has arrived by then
+    "forget": "",
+}
+ENDLESS = {  # how it begins, and what goes on and on
+    "endless": (b"HTTP/1.1 200 OK\r\n\r\n", b" " * 65_536),
+    "endless-head": (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 10_000),
+    "endless-chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n" * 10_000),
+    "endless-100s": (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 3_000),
+}
 PAGE = b"<!doctype html><title>Sign in</title>"
 LARGE = 100_000  # bytes, for the fault "early"
 OK = b'{\n  "success": true\n}'
@@ -43,6 +100,12 @@ BROKEN_ANSWERS = {
     "cut": b"HTTP/1.1 200 OK\r\nContent-Le",
     "garbage": b"\x00\x01 SSH-2.0-nonsense\r\n\r\n\xff",
 }
+
+
+@cache
+def bomb() -> bytes:
+    """Return 2 MB of gzip that stand for 2 GB."""
+    return gzip.compress(bytes(64 * 1024 * 1024)) * 32
 
 
 def _refuse_constant(name: str) -> None:
@@ -74,6 +137,7 @@ class FakeSegment:
         self._tls = tls
         self._ready = threading.Event()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._forgotten: set[asyncio.StreamWriter] = set()
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
@@ -116,6 +180,8 @@ class FakeSegment:
             await self._open()
         if fault == "silent":
             self._be_silent()
+        if fault == "forget":
+            self._forgotten |= self._writers
 
     def _close(self) -> None:
         if self._server is not None:
@@ -166,6 +232,9 @@ class FakeSegment:
                     await writer.drain()
                     break
                 body = await reader.readexactly(length)
+                if writer in self._forgotten:
+                    await self._stopped.wait()
+                    break
                 self.requests.append(request | {"at": self._loop.time()})
                 self.busy += 1
                 self.most_busy = max(self.busy, self.most_busy)
@@ -179,6 +248,7 @@ class FakeSegment:
         finally:
             self.open_connections -= 1
             self._writers.discard(writer)
+            self._forgotten.discard(writer)
             writer.close()
 
     async def _read_head(self, reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str]]:
@@ -193,7 +263,7 @@ class FakeSegment:
         if self.faults:
             return self.faults.popleft()
         self._turn = (self._turn + self.share) % 1
-        return self.fault if self._turn < self.share else None
+        return self.fault if self._turn < self.share and self.fault != "forget" else None
 
     async def _answer(
         self, writer: asyncio.StreamWriter, fault: str | None, headers: dict[str, str], body: bytes
@@ -230,8 +300,17 @@ class FakeSegment:
                 writer.write(b"HTTP/1.1 " + first)
                 await writer.drain()
                 await asyncio.sleep(0.5)
-            case ["html"]:
-                text, extra = PAGE, "Content-Type: text/html\r\n"
+            case ["html", *number]:
+                status, text, extra = int((number or ["200"])[0]), PAGE, "Content-Type: text/html\r\n"
+            case ["bomb"]:
+                text, extra = bomb(), "Content-Encoding: gzip\r\nContent-Type: application/json\r\n"
+            case [endless] if endless in ENDLESS:
+                beginning, more = ENDLESS[endless]
+                writer.write(beginning)
+                while not self._stopped.is_set():
+                    writer.write(more)
+                    await writer.drain()
+                return False
             case ["redirect" | "redirect-307"]:
                 status, text = 307 if fault == "redirect-307" else 302, b""
                 extra = f"Location: {self.url}/elsewhere\r\n"

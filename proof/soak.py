@@ -27,24 +27,21 @@ from pathlib import Path
 from typing import Any
 
 from fake_customerio import BROKEN, COST_AN_HOUR, TIMED_OUT, TIMEOUT, Webhook, accepted
-from fake_segment import FakeSegment
+from fake_segment import FAULTS, FakeSegment
 from harness import KEYS, ROOT, SIGNING_KEY, WRITE_KEY, Relay, megabytes, until
 
 sys.path.insert(0, str(ROOT))
-from delivery import MAX_UPLOADS
+from delivery import MAX_SPLITS, MAX_UPLOADS
 from ops.found import find
 from translate import namespace
 
 WEBHOOKS = 48
 SPEED = 3600.0  # an hour of Customer.io's takes a second
+# A single event that is refused on the way becomes a dead letter if a check event gets through, as it does by chance
+# where a fault has just ended, or is for a share of the uploads.
+SOAKED = [None, *(fault for fault in FAULTS if fault not in ("html:400", "html:413"))]
 POISON = "customerio:email_poisoned"
 NAMESPACE = f"customerio-{namespace(WRITE_KEY)}-"
-
-FAULTS = [
-    None, "500", "502", "503", "408", "429:1", "401", "403", "404", "hang", "hang-after", "reset", "reset-after",
-    "close", "drip", "garbage", "html", "redirect", "redirect-307", "false", "refuse", "cut", "silent",
-    "early-hints", "late", "twice", "early",
-]  # fmt: skip
 
 
 def count(pid: int, what: str) -> int:
@@ -137,12 +134,12 @@ class Soak:
     def _break_things(self) -> None:
         half = time.monotonic() + self.seconds / 2
         end = half + self.seconds / 2
-        faults = list(FAULTS)
+        faults = list(SOAKED)
         self.random.shuffle(faults)
         time.sleep(1)
         while time.monotonic() < end:
             if not faults:
-                faults = list(FAULTS)
+                faults = list(SOAKED)
                 self.random.shuffle(faults)
             if self.letters_in_file and time.monotonic() > half:
                 self._restart(DEAD_LETTER_FILE="")
@@ -203,7 +200,7 @@ class Soak:
                 self.violations.append(f"a quiet worker has {threads} threads")
             # A connection for each webhook and each upload, and about 20 that every worker has. Those of strangers
             # who never read end after three seconds.
-            most = WEBHOOKS + MAX_UPLOADS + 20
+            most = WEBHOOKS + MAX_UPLOADS + MAX_SPLITS + 20
             with contextlib.suppress(AssertionError):
                 until(lambda pid=pid, most=most: count(pid, "fd") <= most)  # type: ignore[misc]
             if (files := count(pid, "fd")) > most:

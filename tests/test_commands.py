@@ -610,7 +610,7 @@ def test_replay_stops_at_once_when_nothing_can_succeed(segment, slept, tmp_path,
     assert done.stderr.endswith(f"Stopped: {reason}. Nothing else would be taken either, so it was not tried.\n")
     assert rest.read_text() == text
     assert slept == []
-    assert len(segment.requests) == (8 if fault == "400" else 1)  # halves of halves, and one event of our own
+    assert len(segment.requests) == (4 if fault == "400" else 1)  # 100, 10, 1, and one event of our own
 
 
 def test_replay_counts_what_was_sent_before_it_stopped(segment, slept, tmp_path):

@@ -16,6 +16,7 @@ from delivery import (
     Delivery,
     Message,
     fitting,
+    parts,
 )
 from outcomes import RateLimited, Rejected, RetryLater, TransientError
 from shared import MAX_PAUSE, Pause
@@ -223,6 +224,84 @@ def test_the_event_at_fault_is_found_and_its_neighbours_are_delivered(send, segm
     assert {name for name, outcome in outcomes.items() if isinstance(outcome, Rejected)} == set(at_fault)
     assert {(str(outcomes[name]), outcomes[name].status) for name in at_fault} == {("Segment refuses it (400)", 400)}
     assert {outcomes[name] for name in "abcdefg" if name not in at_fault} <= {None}
+
+
+SIZES = {  # messages in a rejected batch -> in each of its parts
+    "two": (2, [1, 1]),
+    "ten": (10, [1] * 10),
+    "eleven": (11, [2] * 5 + [1]),
+    "a hundred": (100, [10] * 10),
+}
+
+
+@pytest.mark.parametrize(("messages", "sizes"), SIZES.values(), ids=SIZES.keys())
+def test_parts(messages, sizes):
+    batch = list(range(messages))
+    assert [len(part) for part in parts(batch)] == sizes
+    assert [number for part in parts(batch) for number in part] == batch
+
+
+@pytest.mark.usefixtures("busy")
+def test_an_event_at_fault_among_a_hundred_is_found_in_three_rounds(send, segment):
+    requests = send(*(str(number) for number in range(100)))
+    segment.fails["7"] = Rejected(400)
+    segment.open.set()
+    assert [type(result) for result in results(requests)].count(Rejected) == 1
+    assert sorted(len(batch) for batch in segment.batches[MAX_UPLOADS:]) == [1] * 10 + [10] * 10 + [100]
+    assert results(send("after")) == [None]
+
+
+class Refusing:
+    """Refuses whatever is sent: a batch of `whole` at once, parts of it when `open` is set. It takes "lone"."""
+
+    def __init__(self, whole):
+        self.whole = whole
+        self.open = threading.Event()
+        self.parts = []
+
+    def upload(self, messages, seconds):
+        if messages[0].id == "lone":
+            return
+        if len(messages) != self.whole:
+            self.parts.append(len(messages))
+            self.open.wait(10)
+        raise Rejected(400)
+
+
+def rejected_batch(send, monkeypatch, patience):
+    """Return requests of one batch that is rejected, and whoever rejects its parts."""
+    monkeypatch.setattr(delivery, "MAX_UPLOADS", 1)
+    held, refusing = Segment(), Refusing(64)
+    relay = Delivery(lambda *upload: (refusing if held.open.is_set() else held).upload(*upload), Pause())
+    send("first", relay=relay)
+    until(lambda: held.batches)
+    requests = send(*(str(number) for number in range(64)), relay=relay, patience=patience)
+    held.open.set()
+    return relay, requests, refusing
+
+
+def test_uploads_of_parts_are_bounded_and_hold_up_nobody_else(send, monkeypatch):
+    """As with a key that Segment refuses, where everything is rejected."""
+    monkeypatch.setattr(delivery, "MAX_SPLITS", 3)
+    relay, requests, refusing = rejected_batch(send, monkeypatch, 8.0)
+    until(lambda: len(refusing.parts) == 3)
+    relay.deliver(Message("lone", "{}"), monotonic() + 5)
+    assert refusing.parts == [7] * 3
+    refusing.open.set()
+    assert {type(result) for result in results(requests)} == {Rejected}
+    assert sorted(refusing.parts) == [1] * 64 + [7] * 9  # the tenth part is one message
+    relay.deliver(Message("lone", "{}"), monotonic() + 5)
+
+
+def test_parts_whose_requests_are_gone_are_not_sent(send, monkeypatch):
+    monkeypatch.setattr(delivery, "MAX_SPLITS", 1)
+    before = threading.active_count()
+    _, requests, refusing = rejected_batch(send, monkeypatch, 1.0)
+    until(lambda: refusing.parts)
+    assert {type(result) for result in results(requests)} == {RetryLater}
+    refusing.open.set()
+    until(lambda: threading.active_count() <= before)
+    assert refusing.parts == [7]
 
 
 def test_without_an_answer_by_the_deadline_it_is_to_be_sent_again(send):

@@ -5,10 +5,8 @@ import gc
 import http.client
 import json
 import os
-import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -324,36 +322,6 @@ def test_a_rate_limit_is_kept_for_five_seconds_at_most(client, segment, monkeypa
     now += 0.2
     assert client.post(make_event("a")).status_code == 200
     assert len(segment.requests) == 2
-
-
-# The way to Segment. -----------------------------------------------------------------------------
-
-
-def test_proxies_of_the_environment_are_used(start, segment):
-    relay = start(None, SEGMENT_HOST="http://segment.invalid", HTTP_PROXY=segment.url, http_proxy=segment.url)
-    assert relay.post(make_event("a")).status_code == 503  # our fake is no proxy; but it was asked
-    assert segment.requests[0]["path"] == "http://segment.invalid/v1/batch"
-
-
-@pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl to make a certificate with")
-def test_segment_needs_a_certificate_that_is_trusted(start, tmp_path):
-    key, certificate, folder = tmp_path / "key.pem", tmp_path / "certificate.pem", tmp_path / "trusted"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=127.0.0.1"
-    more = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
-    subprocess.run([*command.split(), *more], check=True, capture_output=True)
-    folder.mkdir()
-    shutil.copy(certificate, folder)
-    subprocess.run(["openssl", "rehash", folder], check=True, capture_output=True)
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(certificate, key)
-    with FakeSegment(tls=tls) as segment:
-        answer = start(segment).post(make_event("a"))
-        assert (answer.status_code, answer.json()["reason"]) == (503, "the connection to Segment failed")
-        assert segment.requests == []
-        for trusted in (certificate, folder):
-            relay = start(segment, REQUESTS_CA_BUNDLE=str(trusted))
-            assert statuses(relay.post(make_event(number)) for number in range(3)) == [200] * 3
-    assert sorted(segment.events()) == ["event-0", "event-1", "event-2"]
 
 
 # Signals, restarts and workers that die. ---------------------------------------------------------

@@ -81,7 +81,7 @@ def run(code):
 
 
 def test_importing_reads_no_settings_and_configures_no_logging():
-    assert {"app", "config", "delivery", "segment_client", "shared", "translate", "ops.page"} <= set(MODULES)
+    assert {"app", "config", "delivery", "message", "segment_client", "shared", "translate", "ops.page"} <= set(MODULES)
     assert run(IMPORT_ALL) == f"imported {len(MODULES)}\n"
 
 
@@ -93,7 +93,8 @@ def test_the_arbiter_loads_nothing_that_gevent_has_yet_to_patch():
     """A worker patches the standard library after the fork: threads and sockets imported before stay as they were."""
     code = (
         "import runpy, sys; runpy.run_path('gunicorn.conf.py')\n"
-        "print(sorted({'app', 'body', 'delivery', 'dead_letters', 'key_check', 'requests'} & set(sys.modules)))"
+        "late = {'app', 'body', 'delivery', 'dead_letters', 'key_check', 'message', 'requests', 'segment_client'}\n"
+        "print(sorted(late & set(sys.modules)))"
     )
     env = KEYS | {"PATH": os.environ["PATH"]}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)

@@ -10,8 +10,11 @@ from key_check import IN_A_ROW, PROBE_EVERY, KeyCheck
 from outcomes import RateLimited, Rejected, RetryLater, TransientError
 from translate import NO_ECHO
 
+NOT_SEGMENT = "what answered is not Segment: check SEGMENT_HOST and proxies"
 KEY = "Segment refuses every event (400): check SEGMENT_WRITE_KEY"
 REFUSED = Rejected(400)
+LARGE = Rejected(413)
+PROXY = Rejected(413, by_segment=False)
 DOWN = TransientError("segment_500")
 
 
@@ -31,23 +34,31 @@ class Case:
         if self.answer:
             raise self.answer
 
-    def reject(self):
+    def reject(self, error=REFUSED):
         """Let Segment reject an event; return "dead" for a dead letter, or why it is to be sent again."""
         try:
-            self.check.rejected(self.now + 3)
+            self.check.rejected(error, self.now + 3)
         except RetryLater as error:
             return error.reason
         return "dead"
 
     def outcomes(self, steps):
-        """Play steps: r(ejected), a(ccepted), or what a probe is answered; return what became of each r."""
-        answers = {"ok": None, "400": REFUSED, "500": DOWN, "429": RateLimited("rate_limited", retry_after=2)}
+        """Play steps: r(ejected), l(arge), p(roxy), a(ccepted), or what a probe is answered; return the outcomes."""
+        events = {"r": REFUSED, "l": LARGE, "p": PROXY}
+        answers = {
+            "ok": None,
+            "page": PROXY,
+            "400": REFUSED,
+            "500": DOWN,
+            "429": RateLimited("rate_limited", retry_after=2),
+        }
         outcomes = []
         for step in steps.split():
             if step == "a":
                 self.check.accepted()
-            elif step == "r":
-                outcomes.append(self.reject())
+            elif step in events:
+                self.now += 0.01
+                outcomes.append(self.reject(events[step]))
             elif step.startswith("+"):
                 self.now += float(step)
             else:
@@ -81,6 +92,15 @@ CASES = {  # what Segment does -> what becomes of the rejected events, and how m
     "a failed probe decides nothing": ("500 r r r r r r r", f"{DEAD} segment_500 segment_500", 2),
     "a failed probe, then a rejected one": ("500 r r r r r r 400 r", f"{DEAD} segment_500 every_event", 2),
     "a failed probe, then an accepted one": ("500 r r r r r r ok r r", f"{DEAD} segment_500 dead dead", 2),
+    "an event that is too large": ("400 l l l l l l l l", DEAD + " dead" * 3, 0),
+    "a proxy refuses one event": ("ok p", " dead", 1),
+    "a proxy refuses one event after the other": ("ok p p p", " dead" * 3, 3),
+    "a proxy refuses all": ("page p p", "not_segment not_segment", 1),
+    "a proxy refuses all, and then none": ("page p +10 ok p p", "not_segment dead dead", 3),
+    "a proxy refuses all, until an event is accepted": ("page p a ok p", "not_segment dead", 2),
+    "a proxy refuses one event, and Segment the probe": ("400 p", "not_segment", 1),
+    "a probe fails after a proxy's refusal": ("500 p ok p", "segment_500 dead", 2),
+    "events that a proxy refuses say nothing about the key": ("ok p p p p p p 400 r", " dead" * 7, 6),
     "a limited probe decides nothing": ("429 r r r r r r", f"{DEAD} rate_limited", 1),
 }
 
@@ -109,12 +129,12 @@ def test_one_probe_is_sent_however_many_events_wait_for_it_and_none_waits_beyond
 
     def reject(seconds):
         try:
-            check.rejected(monotonic() + seconds)
+            check.rejected(REFUSED, monotonic() + seconds)
         except RetryLater as error:
             outcomes.append(error.reason)
 
     for _ in range(IN_A_ROW):
-        check.rejected(monotonic() + 1)
+        check.rejected(REFUSED, monotonic() + 1)
     patient = [threading.Thread(target=reject, args=(9,)) for _ in range(20)]
     for thread in patient:
         thread.start()
@@ -126,6 +146,30 @@ def test_one_probe_is_sent_however_many_events_wait_for_it_and_none_waits_beyond
         thread.join(10)
     assert outcomes == ["timeout"] + ["every_event"] * 20
     assert len(probes) == 1
+
+
+def test_events_that_wait_for_a_probe_share_the_next_one():
+    probes, outcomes = [], []
+    go_on = threading.Event()
+
+    def probe(seconds):
+        probes.append(seconds)
+        go_on.wait(10)
+
+    check = KeyCheck(probe)
+    threads = [
+        threading.Thread(target=lambda: outcomes.append(check.rejected(PROXY, monotonic() + 9))) for _ in range(64)
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: probes)
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(outcomes) == 64
+    assert len(probes) <= 3
+    check.rejected(PROXY, monotonic() + 9)
+    assert len(probes) <= 4
 
 
 # In the relay. -----------------------------------------------------------------------------------
@@ -209,6 +253,31 @@ def test_an_event_that_is_too_large_for_segment_says_nothing_about_the_key(clien
 def test_what_never_reached_segment_says_nothing_about_the_key(client, segment):
     assert [client.post(make_event(metric=None)).status_code for _ in range(12)] == [202] * 12
     assert segment.requests == []
+
+
+WAYS = {  # what Segment's place answers to the event and to the check event -> what becomes of the event
+    "a proxy dislikes one event": (["html:400", None], 202, "it is refused on the way to Segment (400)"),
+    "a proxy finds one event too large": (["html:413", None], 202, "it is refused on the way to Segment (413)"),
+    "a captive portal": (["html:400", "html:400"], 503, NOT_SEGMENT),
+    "another limit for the body": (["html:413", "html:413"], 503, NOT_SEGMENT),
+}
+
+
+@pytest.mark.parametrize(("faults", "status", "reason"), WAYS.values(), ids=WAYS.keys())
+def test_a_refusal_that_is_not_segments_is_decided_at_once(client, segment, faults, status, reason):
+    segment.faults.extend(faults)
+    answer = client.post(make_event("a"))
+    assert (answer.status_code, answer.json()["reason"]) == (status, reason)
+    assert len(segment.requests) == 2
+    assert client.post(make_event("after")).status_code == 200
+
+
+def test_all_check_events_of_a_worker_are_one_for_segment(client, segment):
+    segment.poison = {"customerio:email_poison"}
+    reject(client, 30)
+    assert probes(segment) > 1
+    assert [message["event"] for message in segment.kept.values()] == ["customerio:relay_check"]
+    assert segment.duplicates == probes(segment) - 1
 
 
 @pytest.mark.usefixtures("every_event")

@@ -203,6 +203,9 @@ TROUBLES = {
     "a wrong key": ("401", "retried-write_key", "set SEGMENT_WRITE_KEY and restart"),
     "an outage": ("500", "retried-segment_500", "status.segment.com"),
     "a proxy": ("html", "retried-not_segment", "SEGMENT_HOST"),
+    "a captive portal": ("html:403", "retried-not_segment", "SEGMENT_HOST"),
+    "another service": ("404", "retried-segment_404", "Set SEGMENT_HOST"),
+    "another service, without POST": ("405", "retried-segment_405", "Set SEGMENT_HOST"),
     "a limit": ("429", "retried-rate_limited", "Customer.io sends them again"),
 }
 

@@ -1,11 +1,12 @@
 """segment_client.py: what it sends is what the official client sends, and what each answer of Segment means."""
 
+import gzip
 import inspect
-import io
 import json
 import re
 import socket
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,12 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import requests
 from conftest import ROOT, WRITE_KEY, make_event, until
+from fake_segment import ENDLESS, FAULTS
 from segment.analytics import request as official
 from segment.analytics.client import Client
 
 from delivery import Message
+from message import to_message
 from outcomes import RateLimited, Rejected, RetryLater, TransientError
-from segment_client import RECONNECT_AFTER, SegmentClient, check
+from segment_client import IDLE_SECONDS, MAX_IDLE, RECONNECT_AFTER, SegmentClient, interpret
 from translate import translate
 
 SUCCESS = b'{"success": true}'
@@ -75,7 +78,7 @@ MESSAGE = Message("1", '{"messageId": "1"}')
 
 
 def message(event):
-    return SegmentClient(WRITE_KEY, "http://unused.example").to_message(translate(event, received=datetime.now(UTC)))
+    return to_message(translate(event, received=datetime.now(UTC)))
 
 
 # The same bytes as the official client. ----------------------------------------------------------
@@ -105,7 +108,10 @@ def test_an_upload_is_what_the_official_client_sends(recorder, uploader, events)
         assert headers[name] == expected_headers[name]
     # A fraction that is zero is left out of sentAt, so that lengths may differ; nothing else does.
     del headers["Content-Length"], expected_headers["Content-Length"]
-    assert headers == expected_headers
+    # The relay asks for no compression.
+    assert headers | {"Accept-Encoding": ""} == expected_headers | {"Accept-Encoding": ""}
+    assert headers["Accept-Encoding"] == "identity"
+    assert list(headers) == list(expected_headers)
 
 
 @pytest.mark.parametrize("write_key", [WRITE_KEY, "short", 'a"b\\', "clé", "ключ"])
@@ -143,33 +149,11 @@ def test_the_library_still_is_what_the_code_relies_on():
 
 # Connections. ------------------------------------------------------------------------------------
 
-FAILURES = {  # an answer -> what upload raises
-    "500": (500, {}, b"{}"),
-    "429": (429, {"Retry-After": "1"}, b"{}"),
-    "400": (400, {}, b"{}"),
-    "401": (401, {}, b"{}"),
-    "404": (404, {}, b"{}"),
-    "a redirect": (302, {"Location": "/elsewhere"}, b""),
-    "a web page": (200, {}, b"<html>"),
-    "nothing": (200, {}, b""),
-    "no success": (200, {}, b'{"success": false}'),
-}
-
 
 def test_a_connection_is_used_again_after_a_success(recorder, uploader):
     for _ in range(5):
         uploader.upload([MESSAGE], 5)
     assert recorder.connections() == [0, 0, 0, 0, 0]
-
-
-@pytest.mark.parametrize("answer", FAILURES.values(), ids=FAILURES.keys())
-def test_a_connection_is_not_used_again_after_a_failure(recorder, uploader, answer):
-    uploader.upload([MESSAGE], 5)
-    recorder.answers.append(answer)
-    with pytest.raises((RetryLater, Rejected)):
-        uploader.upload([MESSAGE], 5)
-    uploader.upload([MESSAGE], 5)
-    assert recorder.connections() == [0, 0, 1]
 
 
 def test_no_two_uploads_share_a_connection(segment):
@@ -187,8 +171,9 @@ def test_no_two_uploads_share_a_connection(segment):
     assert segment.open_connections == 4
 
 
-def test_one_failed_connection_closes_the_idle_ones(segment):
-    """They go to the same machine, and may be as dead."""
+@pytest.fixture
+def four_idle(segment):
+    """A client that has four idle connections."""
     uploader = SegmentClient(WRITE_KEY, segment.url)
     segment.hold()
     threads = [threading.Thread(target=uploader.upload, args=([MESSAGE], 5)) for _ in range(4)]
@@ -198,22 +183,79 @@ def test_one_failed_connection_closes_the_idle_ones(segment):
     segment.release()
     for thread in threads:
         thread.join(5)
+    return uploader
+
+
+def test_one_failed_connection_closes_the_idle_ones(four_idle, segment):
+    """They go to the same machine, and may be as dead."""
     segment.faults.append("reset")
     with pytest.raises(TransientError):
-        uploader.upload([MESSAGE], 5)
+        four_idle.upload([MESSAGE], 5)
     until(lambda: segment.open_connections == 0)
+    four_idle.upload([MESSAGE], 5)
+
+
+def test_a_timeout_on_a_connection_that_was_used_before_closes_the_idle_ones(four_idle, segment):
+    segment.set_fault("forget")
+    with pytest.raises(RetryLater, match="in time"):
+        four_idle.upload([MESSAGE], 0.2)
+    four_idle.upload([MESSAGE], 5)
+
+
+def test_a_timeout_on_a_new_connection_says_nothing_about_the_others(segment):
+    uploader = SegmentClient(WRITE_KEY, segment.url)
+    segment.hold()
+    first = threading.Thread(target=uploader.upload, args=([MESSAGE], 5))
+    first.start()
+    until(lambda: segment.busy == 1)
+    segment.faults.append("hang")
+    with pytest.raises(RetryLater, match="in time"):
+        uploader.upload([MESSAGE], 0.2)
+    segment.release()
+    first.join(5)
     uploader.upload([MESSAGE], 5)
+    assert segment.open_connections == 2  # the one that hangs, and the first
 
 
-def test_connections_are_opened_anew_every_hour(recorder, uploader, monkeypatch):
-    now = 1_000_000.0
+AGES = {  # at these seconds an upload -> the connection that each takes
+    "often": (range(0, 600, 59), [0] * 11),
+    "quiet for just under a minute": ([0, IDLE_SECONDS - 1], [0, 0]),
+    "quiet for a minute": ([0, IDLE_SECONDS, IDLE_SECONDS + 1], [0, 1, 1]),
+    "busy for an hour": (range(0, RECONNECT_AFTER + 60, 30), [0] * 120 + [1] * 2),
+}
+
+
+@pytest.mark.parametrize(("times", "connections"), AGES.values(), ids=AGES.keys())
+def test_a_connection_is_used_for_an_hour_and_while_it_is_not_quiet_for_a_minute(
+    recorder, uploader, monkeypatch, times, connections
+):
+    for now in times:
+        monkeypatch.setattr("segment_client.monotonic", lambda now=now: 1_000_000.0 + now)
+        uploader.upload([MESSAGE], 5)
+    assert recorder.connections() == connections
+
+
+def test_connections_that_nobody_needs_any_more_are_closed(four_idle, segment, monkeypatch):
+    now = time.monotonic() + IDLE_SECONDS - 1
     monkeypatch.setattr("segment_client.monotonic", lambda: now)
-    uploader.upload([MESSAGE], 5)
-    now += RECONNECT_AFTER - 1
-    uploader.upload([MESSAGE], 5)
+    four_idle.upload([MESSAGE], 5)
+    assert segment.open_connections == 4
     now += 2
-    uploader.upload([MESSAGE], 5)
-    assert recorder.connections() == [0, 0, 1]
+    four_idle.upload([MESSAGE], 5)
+    until(lambda: segment.open_connections == 1)
+
+
+def test_no_more_connections_are_kept_than_may_be_in_use(segment):
+    uploader = SegmentClient(WRITE_KEY, segment.url)
+    segment.hold()
+    threads = [threading.Thread(target=uploader.upload, args=([MESSAGE], 5)) for _ in range(64)]
+    for thread in threads:
+        thread.start()
+    until(lambda: segment.busy == 64)
+    segment.release()
+    for thread in threads:
+        thread.join(5)
+    until(lambda: segment.open_connections == MAX_IDLE)
 
 
 def test_an_upload_without_an_answer_ends_in_time(segment):
@@ -242,15 +284,6 @@ def test_netrc_is_not_used(segment, tmp_path, monkeypatch):
     assert segment.events() == ["event-a"]  # the fake checks the key in the Authorization header
 
 
-def test_proxies_are_those_of_when_it_was_made(segment, monkeypatch):
-    monkeypatch.setenv("http_proxy", segment.url)
-    uploader = SegmentClient(WRITE_KEY, "http://segment.invalid")
-    monkeypatch.delenv("http_proxy")
-    with pytest.raises(RetryLater):  # our fake is no proxy; but it was asked
-        uploader.upload([MESSAGE], 5)
-    assert segment.requests[0]["path"] == "http://segment.invalid/v1/batch"
-
-
 # What each answer means. -------------------------------------------------------------------------
 
 
@@ -261,10 +294,17 @@ def in_a_minute():
 KEY = "Segment refuses the write key ({}): check SEGMENT_WRITE_KEY"
 ELSEWHERE = "Segment's address redirects elsewhere: check SEGMENT_HOST"
 NOT_SEGMENT = "what answered is not Segment: check SEGMENT_HOST and proxies"
+PAGE = b"<!doctype html>"
+COMPRESSED = gzip.compress(SUCCESS)
 LIMITED = "Segment is limiting the rate"
+ON_THE_WAY = "it is refused on the way to Segment ({})"
 ANSWERS = {  # status, headers, body -> exception, what it says, its code, its Retry-After
-    "400": (400, {}, b"{}", Rejected, "Segment refuses it (400)", None, None),
-    "413": (413, {}, b"{}", Rejected, "Segment refuses it (413)", None, None),
+    "400": (400, {}, b"{}", Rejected, "Segment refuses it (400)", "segment_rejects", None),
+    "413": (413, {}, b"{}", Rejected, "Segment refuses it (413)", "segment_rejects", None),
+    "400 and a page": (400, {}, PAGE, Rejected, ON_THE_WAY.format(400), "segment_rejects.on_the_way", None),
+    "413 and a page": (413, {}, PAGE, Rejected, ON_THE_WAY.format(413), "segment_rejects.on_the_way", None),
+    "413 and nothing": (413, {}, b"", Rejected, ON_THE_WAY.format(413), "segment_rejects.on_the_way", None),
+    "400 and a list": (400, {}, b"[]", Rejected, ON_THE_WAY.format(400), "segment_rejects.on_the_way", None),
     "429": (429, {}, b"{}", RateLimited, LIMITED, "rate_limited", 1),
     "429 for 3 s": (429, {"Retry-After": "3"}, b"", RateLimited, LIMITED, "rate_limited", 3),
     "429 for 0 s": (429, {"Retry-After": "0"}, b"", RateLimited, LIMITED, "rate_limited", 1),
@@ -278,7 +318,19 @@ ANSWERS = {  # status, headers, body -> exception, what it says, its code, its R
     "401": (401, {}, b"{}", RetryLater, KEY.format(401), "write_key", 1),
     "403": (403, {}, b"{}", RetryLater, KEY.format(403), "write_key", 1),
     "404": (404, {}, b"{}", RetryLater, "Segment answered 404", "segment_404", 1),
-    "407": (407, {}, b"{}", RetryLater, "Segment answered 407", "segment_407", 1),
+    "405": (405, {}, b"{}", RetryLater, "Segment answered 405", "segment_405", 1),
+    "415": (415, {}, b"{}", RetryLater, "Segment answered 415", "segment_415", 1),
+    "401 and a page": (401, {}, PAGE, RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "403 and a page": (403, {}, PAGE, RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "403 and nothing": (403, {}, b"", RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "404 and a page": (404, {}, PAGE, RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "407 and a page": (407, {}, PAGE, RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "408 and a page": (408, {}, PAGE, TransientError, "Segment answered 408", "segment_408", 1),
+    "429 and a page": (429, {}, PAGE, RateLimited, LIMITED, "rate_limited", 1),
+    "502 and a page": (502, {}, PAGE, TransientError, "Segment answered 502", "segment_502", 1),
+    "502 and too much": (502, {}, None, TransientError, "Segment answered 502", "segment_502", 1),
+    "403 and too much": (403, {}, None, RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "200 and too much": (200, {}, None, RetryLater, NOT_SEGMENT, "not_segment", 1),
     "408": (408, {}, b"{}", TransientError, "Segment answered 408", "segment_408", 1),
     "500": (500, {}, b"{}", TransientError, "Segment answered 500", "segment_500", 1),
     "503 with Retry-After": (503, {"Retry-After": "60"}, b"", TransientError, "Segment answered 503", "segment_503", 1),
@@ -286,15 +338,34 @@ ANSWERS = {  # status, headers, body -> exception, what it says, its code, its R
     "301": (301, {"Location": "/x"}, b"", RetryLater, ELSEWHERE, "redirect", 1),
     "307": (307, {"Location": "/x"}, b"", RetryLater, ELSEWHERE, "redirect", 1),
     "308": (308, {"Location": "/x"}, b"", RetryLater, ELSEWHERE, "redirect", 1),
+    "600": (600, {}, b"{}", RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "999": (999, {}, b"", RetryLater, NOT_SEGMENT, "not_segment", 1),
     "300 to nowhere": (300, {}, b"", RetryLater, "Segment answered 300", "segment_300", 1),
     "304": (304, {}, b"", RetryLater, "Segment answered 304", "segment_304", 1),
     "200 and nothing": (200, {}, b"", TransientError, "the connection to Segment failed", "connection", 1),
     "200 and a page": (200, {}, b"<!doctype html>", RetryLater, NOT_SEGMENT, "not_segment", 1),
     "200 and a list": (200, {}, b"[true]", RetryLater, NOT_SEGMENT, "not_segment", 1),
     "200 and a word": (200, {}, b"true", RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "200 and what is compressed": (200, {}, COMPRESSED, RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "200 and a BOM and a page": (200, {}, b"\xef\xbb\xbf" + PAGE, RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "200 and two objects": (200, {}, SUCCESS * 2, RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "200 and half an object": (200, {}, SUCCESS[:-1], RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "200 and OK": (200, {}, b"OK", RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "200 and brackets": (200, {}, b"[" * 60_000, RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "200 and a long number": (200, {}, b"1" * 60_000, RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "204": (204, {}, b"", TransientError, "the connection to Segment failed", "connection", 1),
+    "103": (103, {}, b"", TransientError, "Segment answered 103", "segment_103", 1),
     "200 and not UTF-8": (200, {}, b"\xff\xfe\xff", RetryLater, NOT_SEGMENT, "not_segment", 1),
     "200 and false": (
         *(200, {}, b'{"success": false}'),
+        *(TransientError, "Segment answered that it failed", "not_success", 1),
+    ),
+    "200 and false, on two lines": (
+        *(200, {}, b'{\n  "success":\n false}'),
+        *(TransientError, "Segment answered that it failed", "not_success", 1),
+    ),
+    "200 and success in words": (
+        *(200, {}, b'{"success": "true"}'),
         *(TransientError, "Segment answered that it failed", "not_success", 1),
     ),
     "200 and 1": (
@@ -308,45 +379,92 @@ ANSWERS = {  # status, headers, body -> exception, what it says, its code, its R
 }
 
 
-def response(status, headers, body):
-    made = requests.Response()
-    made.status_code, made.raw = status, io.BytesIO(body)
-    made.headers.update(headers)
-    return made
-
-
 @pytest.mark.parametrize(
-    ("status", "headers", "body", "kind", "reason", "code", "retry_after"), ANSWERS.values(), ids=ANSWERS.keys()
+    ("status", "headers", "body", "kind", "words", "label", "retry_after"), ANSWERS.values(), ids=ANSWERS.keys()
 )
-def test_check(status, headers, body, kind, reason, code, retry_after):
+def test_interpret(status, headers, body, kind, words, label, retry_after):
     with pytest.raises(kind) as error:
-        check(response(status, headers, body))
+        interpret(status, headers, body)
     assert type(error.value) is kind
-    assert str(error.value) == reason
-    assert getattr(error.value, "reason", None) == code
+    assert str(error.value) == words
+    assert error.value.reason == label
     assert getattr(error.value, "retry_after", None) == retry_after
 
 
-def test_check_of_a_date():
+def test_interpret_says_who_refused():
+    for body, by_segment in ((b"{}", True), (PAGE, False)):
+        with pytest.raises(Rejected) as error:
+            interpret(400, {}, body)
+        assert error.value.by_segment is by_segment
+
+
+SENT = {name: case[:3] for name, case in ANSWERS.items() if case[0] >= 200 and case[2] is not None}
+
+
+@pytest.mark.parametrize(("name", "answer"), SENT.items(), ids=SENT.keys())
+def test_a_connection_is_used_again_only_after_an_answer_that_was_understood(recorder, uploader, name, answer):
+    uploader.upload([MESSAGE], 5)
+    recorder.answers.append(answer)
+    with pytest.raises((RetryLater, Rejected)):
+        uploader.upload([MESSAGE], 5)
+    uploader.upload([MESSAGE], 5)
+    assert recorder.connections() == [0, 0, 0 if name in ("400", "413") else 1]
+
+
+def test_a_connection_that_is_to_be_closed_is_not_used_again(recorder, uploader):
+    recorder.answers.append((200, {"Connection": "close"}, SUCCESS))
+    recorder.answers.append((400, {"Connection": "close"}, b"{}"))
+    uploader.upload([MESSAGE], 5)
+    with pytest.raises(Rejected):
+        uploader.upload([MESSAGE], 5)
+    uploader.upload([MESSAGE], 5)
+    assert recorder.connections() == [0, 1, 2]
+
+
+# It ends whatever is sent, though nothing is patched here. ----------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["hang", "drip"])
+def test_an_answer_ends_at_the_deadline(segment, fault):
+    segment.fault = fault
+    with pytest.raises(RetryLater, match="in time"):
+        SegmentClient(WRITE_KEY, segment.url).upload([MESSAGE], 0.3)
+
+
+@pytest.mark.parametrize("fault", [*ENDLESS, "bomb"])
+def test_an_answer_is_read_up_to_a_bound(segment, fault):
+    segment.fault = fault
+    with pytest.raises(RetryLater) as error:
+        SegmentClient(WRITE_KEY, segment.url).upload([MESSAGE], 60)
+    assert str(error.value).startswith(FAULTS[fault])
+
+
+def test_the_bound_is_far_above_segments_answers(recorder, uploader):
+    recorder.answers.append((200, {"X": "x" * 30_000}, b'{"success": true, "more": "' + b"x" * 30_000 + b'"}'))
+    uploader.upload([MESSAGE], 5)
+    recorder.answers.append((200, {}, b'{"success": true}' + b" " * 66_000))
+    with pytest.raises(RetryLater, match="not Segment"):
+        uploader.upload([MESSAGE], 5)
+
+
+def test_an_upload_that_nobody_reads_ends_at_the_deadline():
+    batch = [Message(str(number), '"' + "x" * 30_000 + '"') for number in range(300)]
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(RetryLater, match="in time"):
+        SegmentClient(WRITE_KEY, f"http://127.0.0.1:{silent.getsockname()[1]}").upload(batch, 0.3)
+
+
+def test_interpret_a_date():
     with pytest.raises(RateLimited) as error:
-        check(response(429, {"Retry-After": in_a_minute()}, b""))
+        interpret(429, {"Retry-After": in_a_minute()}, b"")
     assert 50 < error.value.retry_after <= 60
 
 
 @pytest.mark.parametrize("status", [200, 201, 202])
-def test_check_of_a_success(status):
-    check(response(status, {}, b'{\n  "success": true\n}'))
+def test_interpret_a_success(status):
+    interpret(status, {}, b'{\n  "success": true\n}')
 
 
-NEVER_STARTED = {
-    "a CA bundle that is not there": ("https://127.0.0.1:9", {"REQUESTS_CA_BUNDLE": "/not/there"}),
-    "a name that is none": (f"http://{'x' * 70}.example", {}),
-}
-
-
-@pytest.mark.parametrize(("host", "env"), NEVER_STARTED.values(), ids=NEVER_STARTED.keys())
-def test_what_keeps_an_upload_from_starting_is_a_failed_connection(host, env, monkeypatch):
-    for name, value in env.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.parametrize("host", [f"http://{'x' * 70}.example", "http://127.0.0.1:9", "https://127.0.0.1:9"])
+def test_what_keeps_an_upload_from_starting_is_a_failed_connection(host):
     with pytest.raises(TransientError, match="the connection to Segment failed"):
         SegmentClient(WRITE_KEY, host).upload([Message("1", "{}")], 3)
