@@ -203,7 +203,7 @@ def test_a_webhook_of_ones_own_is_pasted_and_kept_while_one_looks_at_samples(pag
     until(lambda: page.find("#body").get_property("value") == "[1, 2")
     page.click("#send")
     until(lambda: page.count(f"{ROWS} pre") == 1)
-    assert page.text(".chip") == ["rejected"]
+    assert page.text(".chip") == ["dead-lettered"]
 
 
 def test_every_outcome_is_in_the_list(page, dry):
@@ -212,7 +212,7 @@ def test_every_outcome_is_in_the_list(page, dry):
     dry.post(make_event(3), headers={})
     dry.post(b"[]")
     page.open(dry, rows=4)
-    assert page.text(".chip") == ["rejected", "unauthorized", "dead-lettered", "dry run"]
+    assert page.text(".chip") == ["dead-lettered", "unauthorized", "dead-lettered", "dry run"]
     assert page.text("summary b") == ["(no name)", "email_opened", "(no name)", "customerio:email_opened"]
     assert page.text(".person") == ["(nobody)", "person-3", "person-2", "person-1"]
     assert page.text(".reason")[0] == "the body is not a JSON object"
