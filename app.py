@@ -8,16 +8,17 @@ from datetime import UTC, datetime
 from time import time
 from typing import Any
 
-from flask import Flask, request
+from flask import Flask, Request, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import MapAdapter
 
 from body import MAX_BODY, Bodies, BodyTooLarge
 from config import Config
 from dead_letters import DeadLetters
 from delivery import Delivery, Rejected, RetryLater
 from key_check import KeyCheck, check_call
-from ops import page
+from ops import page, preflight
 from ops.inspector import Inspector
 from ops.metrics import Metrics
 from ops.observe import observe
@@ -35,13 +36,23 @@ TO_ANSWER = 0.1  # seconds of those, to say so when Segment didn't answer
 Answer = tuple[dict[str, str], int]
 
 
+class App(Flask):
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Route by the path alone. For an odd Host, or a wish to speak WebSocket, werkzeug has a 400: an hour."""
+        if request is None:
+            return super().create_url_adapter(request)
+        return self.url_map.bind("", path_info=request.path, default_method=request.method)
+
+
 def create_app(config: Config | None = None, shared: Shared | None = None) -> Flask:
     """Return the relay. Without a `config` it reads the environment, and raises ConfigError if that is wrong.
 
     `shared` is the memory of the counts and of the pause after a 429; by default that of all workers.
     """
-    config = config or Config.from_env(os.environ)
     shared = shared or of_service()
+    if not shared.in_our_worker:
+        preflight.require_our_worker()
+    config = config or Config.from_env(os.environ)
     mapping = config.mapping()
     segment = SegmentClient(config.segment_write_key, config.segment_host)
     metrics = Metrics(shared, config)
@@ -52,7 +63,7 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     letters = DeadLetters(config.dead_letter_file)
     bodies = Bodies()
     inspector = Inspector(config)
-    app = Flask(__name__, static_folder=None)
+    app = App(__name__, static_folder=None)
     observe(app, config, metrics, inspector)
 
     @app.post("/webhook", provide_automatic_options=False)

@@ -3,15 +3,18 @@
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from gunicorn import glogging
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # with -c, gunicorn may have been started anywhere
 
 import logs
 import shared
 from config import Config, ConfigError
 from ops import preflight
-from worker import Worker
+from worker import MAX_HEAD, Worker
 
 
 def _read_config() -> Config:
@@ -25,6 +28,7 @@ def _read_config() -> Config:
 
 _config = _read_config()
 _shared = shared.of_service()  # before the workers are forked
+_terminal = preflight.terminal()  # before -D
 
 
 class Logger(glogging.Logger):
@@ -33,30 +37,59 @@ class Logger(glogging.Logger):
         logs.set_up(_config.log_level, _config.log_format)
 
 
+def nworkers_changed(server: Any, new: int, old: int | None) -> None:
+    """The first of gunicorn's hooks: before --preload loads the application, with what gevent has yet to patch."""
+    if old is None and server.cfg.preload_app:
+        _refuse(server, ConfigError([preflight.other_server_problem()]))
+
+
 def on_starting(server: Any) -> None:
     """Before anything listens: one readable message instead of workers that die one by one."""
     try:
         Config.from_env(os.environ, preflight.file_problem)
-        if problem := preflight.open_files_problem() or _port_problem(server):
+        if problem := _worker_problem(server) or preflight.open_files_problem() or _port_problem(server):
             raise ConfigError([problem])
     except ConfigError as error:
-        if _config.log_format == "text":
-            sys.exit(str(error))
-        server.log.critical(str(error))
-        sys.exit(1)
-    for warning in _config.warnings:
+        _refuse(server, error)
+    _terminal.close()  # whoever started it may wait for its end
+    for warning in filter(None, [*_config.warnings, _script_name_warning()]):
         server.log.warning(warning)
+
+
+def _refuse(server: Any, error: ConfigError) -> None:
+    if _config.log_format == "json":
+        server.log.critical(str(error))
+    if _config.log_format == "text" or server.cfg.daemon:  # whose log is /dev/null
+        print(error, file=_terminal, flush=True)
+    sys.exit(1)
+
+
+def _worker_problem(server: Any) -> str | None:
+    return None if issubclass(server.worker_class, Worker) else preflight.other_server_problem()
 
 
 def _port_problem(server: Any) -> str | None:
     inherited = {"LISTEN_FDS", "GUNICORN_FD"} & set(os.environ)  # from systemd, or the gunicorn before this one
-    return None if inherited or server.cfg.reuse_port else preflight.port_problem(server.cfg.address)
+    return None if inherited or server.cfg.reuse_port else preflight.port_problem(server.cfg.address, seconds=3)
+
+
+def _script_name_warning() -> str | None:
+    if not (script_name := os.environ.get("SCRIPT_NAME")):
+        return None
+    return (
+        f"SCRIPT_NAME is {script_name}: the relay answers at {script_name.rstrip('/')}/webhook, and at /webhook. "
+        "Which of the two the address for Customer.io ends in depends on the proxy; unset SCRIPT_NAME if there is none."
+    )
 
 
 def pre_fork(server: Any, worker: Any) -> None:
     taken = {other.row for other in server.WORKERS.values()}
     worker.row = next((row for row in range(shared.ROWS) if row not in taken), 0)
     _shared.counts.use_row(worker.row)  # which the worker inherits
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    _shared.in_our_worker = isinstance(worker, Worker)
 
 
 bind = f"0.0.0.0:{_config.port}"
@@ -85,5 +118,11 @@ logger_class = Logger
 # By default gunicorn obeys SCRIPT_NAME and PATH_INFO *headers* of a proxy. The relay doesn't need
 # them, and a stranger's would cause a 500.
 forwarder_headers = ""
+# gunicorn refuses a request in which two proxies disagree about https. The page reads X-Forwarded-Proto itself.
+secure_scheme_headers: dict[str, str] = {}
+# A field may be long: a trace of a service mesh, a cookie. connection.py bounds all of them together.
+limit_request_field_size = MAX_HEAD
+limit_request_line = 8190  # bytes, the most that gunicorn can
+limit_request_fields = 200
 # Not used, and one socket less to guard.
 control_socket_disable = True

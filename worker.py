@@ -1,6 +1,8 @@
-"""gunicorn's gevent worker: it ends idle connections gracefully, and logs malformed requests without quoting them."""
+"""gunicorn's gevent worker: it ends idle connections gracefully, and answers what gunicorn can't read."""
 
+import json
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,19 +10,31 @@ from types import FrameType
 from typing import Any
 
 import gevent
-from gunicorn.util import write_nonblock
+from gevent.server import StreamServer
+from gunicorn.http.body import ChunkedReader
+from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
-from connection import Connection
+from connection import MAX_HEAD, Connection
 from logs import Repeats
+from shared import INTERNAL, NOT_HTTP, of_service
+
+__all__ = ["MAX_HEAD", "Worker"]
 
 # How long a stopping worker keeps idle connections. A webhook may be on its way on one of them,
 # and a reset would cost an hour; it is answered, with "Connection: close".
 LINGER = 2  # seconds
-# A request takes 3.5 s at most. After that, what is still only half a request is cut.
-LAST_CALL = 4  # seconds
+# How much longer for the rest of a request's head, if some of it has come by then.
+LAST_CALL = 2  # seconds
 
-NOT_HTTP = b'{"status":"rejected","reason":"not an HTTP request"}\n'
+# New connections that a worker accepts before it goes on with those that it has. With several workers
+# gunicorn says 1: while 200 connections load the page, new webhooks waited for seconds. With gevent's
+# 100, a worker might take all connections of a proxy that opens them together.
+MAX_ACCEPT = 8
+
+# Neither 400, 431 nor 501: after 400 Customer.io waits an hour, and a proxy may have caused it.
+NO_REQUEST = "422 Unprocessable Content", {"status": "rejected", "reason": "not an HTTP request"}
+FAILED = "503 Service Unavailable", {"status": "retry", "reason": "the relay failed on it"}
 
 
 class Worker(GeventWorker):
@@ -35,7 +49,18 @@ class Worker(GeventWorker):
         # signal: a worker told to stop at that moment would stay.
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        StreamServer.max_accept = MAX_ACCEPT
+        self.cfg.set("workers", 1)  # in this process: for more, gunicorn replaces max_accept
         super().init_process()
+
+    def notify(self) -> None:
+        """Tell the arbiter that this worker is alive; if there is no arbiter any more, stop as on SIGTERM."""
+        if self.ppid != (parent := os.getppid()):  # type: ignore[has-type]
+            self.ppid = parent  # or gunicorn exits at once
+            if self.alive:
+                self.log.warning("The arbiter is gone, worker leaving (pid: %s)", self.pid)
+                self.handle_exit(signal.SIGTERM, None)
+        super().notify()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         greenlet = gevent.getcurrent()
@@ -49,19 +74,23 @@ class Worker(GeventWorker):
     def timeout_ctx(self) -> Iterator[None]:
         """Wait for a connection's next request until keepalive ends, or LINGER does."""
         connection = self._connections[gevent.getcurrent()]
-        connection.expect_request()
+        connection.expect_request(self.cfg.keepalive if self.alive else LINGER)
         self._expecting.add(connection)
         try:
-            with gevent.Timeout(self.cfg.keepalive if self.alive else LINGER, False):
-                yield
+            yield
         finally:
             self._expecting.discard(connection)
+            connection.request_came()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> Any:
         # Where a body is not read to its end, the connection ends after the answer, and the answer
         # says so. gunicorn would read the rest, however much that is.
         must_close, body = req.should_close(), req.body  # not req: it would keep itself alive
         req.should_close = lambda: must_close or unread(body)
+        if not req.path.startswith(os.environ.get("SCRIPT_NAME", "")):
+            req.headers.append(("SCRIPT_NAME", ""))  # for gunicorn; it would have no answer at all
+        if isinstance(body.reader, ChunkedReader):
+            body.reader.limit_trailer_section = MAX_HEAD
         sock.give_turn()
         try:
             try:
@@ -70,28 +99,45 @@ class Worker(GeventWorker):
                 sock.flush()
         except TimeoutError:  # the client doesn't read its answer
             raise StopIteration from None
-        finally:
-            if unread(req.body):
+        except StopIteration:
+            if unread(body):
                 sock.discard()
+            raise
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        gevent.spawn_later(LINGER, self._close, idle_only=True)
-        gevent.spawn_later(LINGER + LAST_CALL, self._close, idle_only=False)
+        gevent.spawn_later(LINGER, self._end_idle)
+        gevent.spawn_later(LINGER + LAST_CALL, self._end_all)
 
-    def _close(self, idle_only: bool) -> None:
+    def _end_idle(self) -> None:
         for connection in list(self._expecting):
-            if not idle_only or connection.is_idle():
-                connection.end()
+            if connection.is_idle():
+                connection.end(LAST_CALL)
 
-    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer malformed requests with 400, as gunicorn does, but in JSON, and without logging who sent what."""
+    def _end_all(self) -> None:
+        for connection in list(self._expecting):
+            connection.end(0)
+
+    def handle_error(self, req: Any, client: Connection, addr: Any, exc: BaseException) -> None:
+        """Answer what gunicorn can't read, or fails on, in JSON, and without logging who sent what."""
         if not isinstance(exc, Exception):  # shutting down
             return
-        self._log_sparingly(logging.WARNING, f"not an HTTP request: {type(exc).__name__}", "rejected", "not_http")
-        head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nContent-Length: {len(NOT_HTTP)}\r\n"
+        name = type(exc).__name__
+        if isinstance(exc, ParseException):
+            self._refuse(client, NOT_HTTP, *NO_REQUEST)
+            self._log_sparingly(logging.WARNING, f"answered 422: not an HTTP request: {name}", "rejected", "not_http")
+        else:
+            self._refuse(client, INTERNAL, *FAILED)
+            self._log_sparingly(logging.ERROR, f"unexpected {name} in gunicorn, answered 503", "retried", "internal")
+
+    def _refuse(self, client: Connection, column: int, status: str, answer: dict[str, str]) -> None:
+        of_service().counts.row[column] += 1
+        body = json.dumps(answer, separators=(",", ":")) + "\n"
+        head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        retry = "Retry-After: 1\r\n" if column == INTERNAL else ""
         with suppress(OSError):  # the client has disconnected
-            write_nonblock(client, head.encode() + b"Connection: close\r\n\r\n" + NOT_HTTP)
+            client.sendall(f"{head}{retry}Connection: close\r\n\r\n{body}".encode())
+            client.discard()
 
 
 def unread(body: Any) -> bool:

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from config import EU_HOST, SEGMENT_HOST, VERSION, Config
 from delivery import Message
 from ops import samples
-from shared import Shared
+from shared import FIRST_FREE, INTERNAL, NOT_HTTP, Shared
 
 STATUSES = {f"segment_{status}": f"Segment answered {status}" for status in range(100, 600)}
 
@@ -56,9 +56,12 @@ REASONS: dict[str, dict[str, str]] = {
         "not_json": "not JSON",
         "not_object": "not a JSON object",
         "too_large": "too large",
+        "not_http": "not an HTTP request",
         "other": "for another reason",
     },
 }
+# Those that the worker counts.
+COUNTED_BY_WORKER = {("rejected", "not_http"): NOT_HTTP, ("retried", "internal"): INTERNAL}
 
 INFINITY = float("inf")
 # Upper bounds.
@@ -99,9 +102,9 @@ class Metrics:
     def __init__(self, shared: Shared, config: Config):
         self._counts = shared.counts
         self._info = [VERSION, str(config.dry_run).lower(), _region(config.segment_host)]
-        column = count()
+        column = count(FIRST_FREE)
         pairs = [(outcome, code) for outcome, codes in REASONS.items() for code in codes]
-        self._webhooks = {pair: next(column) for pair in pairs}
+        self._webhooks = {pair: next(column) for pair in pairs} | COUNTED_BY_WORKER
         self._last = {pair: next(column) for pair in pairs}  # when, in unix seconds
         self._events = {pair: next(column) for pair in (*samples.EVENTS.values(), ("other", "other"))}
         self._answer_seconds = Histogram(ANSWER_SECONDS, column)

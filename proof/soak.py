@@ -45,6 +45,10 @@ def count(pid: int, what: str) -> int:
     return len(os.listdir(f"/proc/{pid}/{what}"))
 
 
+def running(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
 class Soak:
     def __init__(self, seconds: float, seed: int) -> None:
         self.seconds = seconds
@@ -138,7 +142,7 @@ class Soak:
             time.sleep(self.random.uniform(0.2, 0.8))
             self.segment.set_fault(None)
             time.sleep(self.random.uniform(0.1, 0.4))
-            what = self.random.choices(["nothing", "kill", "reload", "restart"], [6, 4, 1, 1])[0]
+            what = self.random.choices(["nothing", "kill", "reload", "restart", "kill the arbiter"], [6, 4, 1, 1, 1])[0]
             if what == "kill" and (workers := self.relay.workers()):
                 self.kills.append(time.monotonic())
                 with contextlib.suppress(ProcessLookupError):
@@ -157,6 +161,17 @@ class Soak:
                     self.violations.append(f"the relay took {took:.1f} s to stop")
                 self.relay.start()
                 self.restarts.append((began, time.monotonic()))
+            elif what == "kill the arbiter":
+                began, workers = time.monotonic(), self.relay.workers()
+                self.relay.process.kill()  # its workers leave by themselves, gracefully
+                self.relay.process.wait()
+                self.relay.start()
+                with contextlib.suppress(AssertionError):
+                    until(lambda: not any(running(pid) for pid in workers))  # noqa: B023
+                if any(running(pid) for pid in workers):
+                    self.violations.append("workers stayed although their arbiter was killed")
+                self.restarts.append((began, time.monotonic()))
+                self.done["arbiters killed"] += 1
 
     def _watch_memory(self) -> None:
         while not self._finished.wait(0.5):

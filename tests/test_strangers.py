@@ -9,7 +9,7 @@ import socket
 import pytest
 from conftest import make_event, sign
 
-DOCUMENTED = {200, 202, 400, 401, 404, 405, 413, 503}
+DOCUMENTED = {200, 202, 400, 401, 404, 405, 413, 422, 503}
 SEED = 20261123
 
 
