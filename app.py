@@ -74,6 +74,8 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
                 timestamp, signature = request.headers.get("X-CIO-Timestamp"), request.headers.get("X-CIO-Signature")
                 verify(webhook.body, timestamp or "", signature or "", config.signing_keys, time())
             webhook.event = parse(webhook.body)
+            if connection := request.environ.get("gunicorn.socket"):
+                connection.genuine = True  # worth keeping, for worker.py
             call = translate(webhook.event, received=datetime.now(UTC), **mapping)
             webhook.message = message = segment.to_message(call)
             if config.dry_run:

@@ -11,13 +11,22 @@ from gevent.socket import socket
 from gunicorn.http.errors import LimitRequestHeaders
 
 MAX_HEAD = 64 * 1024  # bytes, from a request's first line to its last field
+FREE_HEAD = 8 * 1024  # bytes; what is above that counts towards MAX_HEADS, which is for a whole worker
+MAX_HEADS = 16 * 1024 * 1024  # bytes; gunicorn keeps each of them twice
+MAX_READ = 64 * 1024  # bytes; gunicorn would read a megabyte of a body ahead
 HEAD_SECONDS = 5  # from its first byte to its last; Customer.io gives up after 4
 SEND_SECONDS = 3  # for a client to make room for our answer
 DISCARD_SECONDS = 1  # for what is left of a body that nobody wants
 
 
+class TooManyHeadsError(Exception):
+    """The worker holds MAX_HEADS bytes of heads."""
+
+
 class Connection(socket):
     """A client's connection, in the place of the one that it is made from."""
+
+    _heads = 0  # bytes that all of them hold of heads above FREE_HEAD
 
     def __init__(self, client: socket):
         super().__init__(client.family, client.type, client.proto, fileno=client.detach())
@@ -26,22 +35,30 @@ class Connection(socket):
         self._head_size = 0
         self._deadline: float | None = None  # for more of its head, on the monotonic clock
         self._ended = 0.0  # when nothing more of it is read, if the worker stops
+        self.genuine = False  # whether it has carried a webhook that is Customer.io's
 
     def expect_request(self, seconds: float) -> None:
         """Expect a request within `seconds`. Once some of it has come, HEAD_SECONDS count for the rest of its head."""
-        self._reads = self._head_size = 0
+        self.forget_head()
+        self._reads = 0
         self._deadline = monotonic() + seconds
+
+    def forget_head(self) -> None:
+        """Make room for another head: this one is answered."""
+        Connection._heads -= max(self._head_size - FREE_HEAD, 0)
+        self._head_size = 0
 
     def request_came(self) -> None:
         """Take the time that the body needs: the application bounds that."""
         self._deadline = None
 
-    def recv(self, *args: Any) -> bytes:
+    def recv(self, size: int, *args: Any) -> bytes:
         # recv doesn't wait while there is data: a client that sends without a pause would keep all
         # others, and every deadline, waiting. Two reads are enough for a usual webhook.
         if self._reads > 1:
             gevent.sleep(0)
-        data = self._read(*args) if self._deadline is None else self._recv_head(self._deadline, *args)
+        size = min(size, MAX_READ)
+        data = self._read(size, *args) if self._deadline is None else self._recv_head(self._deadline, size, *args)
         self._reads += 1
         return data
 
@@ -66,7 +83,11 @@ class Connection(socket):
             self.settimeout(None)
         if not self._reads:
             self._deadline = monotonic() + HEAD_SECONDS
+        before = max(self._head_size - FREE_HEAD, 0)
         self._head_size += len(data)
+        Connection._heads += max(self._head_size - FREE_HEAD, 0) - before
+        if Connection._heads > MAX_HEADS and self._head_size > FREE_HEAD:
+            raise TooManyHeadsError
         return data
 
     def give_turn(self) -> None:

@@ -18,6 +18,7 @@ MAX_BATCH = 100  # messages
 MAX_BATCH_BYTES = 474_000
 
 MAX_UPLOADS = 15  # at once, in one worker; the halves of a rejected one come on top
+LOST_AFTER = 10  # seconds; no upload takes half as long
 
 
 class RetryLater(Exception):
@@ -99,7 +100,7 @@ class Delivery:
         self._pause = pause
         self._lock = Lock()
         self._queue: deque[Pending] = deque()
-        self._uploads = 0
+        self._uploads: dict[object, float] = {}  # those in flight, with the time at which each began
 
     def deliver(self, message: Message, deadline: float) -> None:
         """Return once Segment has accepted `message`.
@@ -127,30 +128,35 @@ class Delivery:
             self._queue.remove(pending)
 
     def _start_upload(self) -> None:
+        upload, now = object(), monotonic()
         with self._lock:
-            if not self._queue or self._uploads >= MAX_UPLOADS:
+            if len(self._uploads) >= MAX_UPLOADS:
+                # A thread that finds no memory to begin with never says that it has ended.
+                self._uploads = {other: began for other, began in self._uploads.items() if now - began < LOST_AFTER}
+            if not self._queue or len(self._uploads) >= MAX_UPLOADS:
                 return
-            self._uploads += 1
+            self._uploads[upload] = now
         try:
-            Thread(target=self._send_queued, daemon=True).start()
+            Thread(target=self._send_queued, args=(upload,), daemon=True).start()
         except BaseException:
-            self._upload_ended()
+            self._upload_ended(upload)
             raise
 
-    def _upload_ended(self) -> None:
+    def _upload_ended(self, upload: object) -> None:
         with self._lock:
-            self._uploads -= 1
+            self._uploads.pop(upload, None)
 
-    def _send_queued(self) -> None:
+    def _send_queued(self, upload: object) -> None:
         try:
-            while batch := self._next_batch():
+            while batch := self._next_batch(upload):
                 self._send(batch)
         finally:
-            self._upload_ended()
+            self._upload_ended(upload)
             self._start_upload()  # for what is still queued, or was since the last look
 
-    def _next_batch(self) -> list[Pending]:
+    def _next_batch(self, upload: object) -> list[Pending]:
         with self._lock:
+            self._uploads[upload] = monotonic()
             count = fitting(pending.message for pending in self._queue)
             return [self._queue.popleft() for _ in range(count)]
 

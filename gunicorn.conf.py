@@ -51,7 +51,7 @@ def on_starting(server: Any) -> None:
             raise ConfigError([problem])
     except ConfigError as error:
         _refuse(server, error)
-    _terminal.close()  # whoever started it may wait for its end
+    os.close(_terminal)  # whoever started it may wait for its end
     for warning in filter(None, [*_config.warnings, _script_name_warning()]):
         server.log.warning(warning)
 
@@ -60,7 +60,7 @@ def _refuse(server: Any, error: ConfigError) -> None:
     if _config.log_format == "json":
         server.log.critical(str(error))
     if _config.log_format == "text" or server.cfg.daemon:  # whose log is /dev/null
-        print(error, file=_terminal, flush=True)
+        os.write(_terminal, f"{error}\n".encode())
     sys.exit(1)
 
 

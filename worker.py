@@ -15,8 +15,9 @@ from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
-from connection import MAX_HEAD, Connection
+from connection import MAX_HEAD, Connection, TooManyHeadsError
 from logs import Repeats
+from shared import BUSY as BUSY_COLUMN
 from shared import INTERNAL, NOT_HTTP, of_service
 
 __all__ = ["MAX_HEAD", "Worker"]
@@ -24,6 +25,9 @@ __all__ = ["MAX_HEAD", "Worker"]
 # How long a stopping worker keeps idle connections. A webhook may be on its way on one of them,
 # and a reset would cost an hour; it is answered, with "Connection: close".
 LINGER = 2  # seconds
+# How long a connection is kept that has not carried a genuine webhook. Strangers would hold all of a
+# worker's connections. It is no shorter than a proxy's health checks usually are apart.
+STRANGER = 5  # seconds
 # How much longer for the rest of a request's head, if some of it has come by then.
 LAST_CALL = 2  # seconds
 
@@ -32,9 +36,13 @@ LAST_CALL = 2  # seconds
 # 100, a worker might take all connections of a proxy that opens them together.
 MAX_ACCEPT = 8
 
+# Whatever hangs: a thread that finds no memory to begin with is waited for without end.
+LONGEST = 8  # seconds, for a request and its answer
+
 # Neither 400, 431 nor 501: after 400 Customer.io waits an hour, and a proxy may have caused it.
 NO_REQUEST = "422 Unprocessable Content", {"status": "rejected", "reason": "not an HTTP request"}
 FAILED = "503 Service Unavailable", {"status": "retry", "reason": "the relay failed on it"}
+BUSY = "503 Service Unavailable", {"status": "retry", "reason": "too many large requests at once"}
 
 
 class Worker(GeventWorker):
@@ -68,13 +76,14 @@ class Worker(GeventWorker):
         try:
             super().handle(listener, self._connections[greenlet], addr)
         finally:
-            del self._connections[greenlet]
+            self._connections.pop(greenlet).forget_head()
 
     @contextmanager
     def timeout_ctx(self) -> Iterator[None]:
-        """Wait for a connection's next request until keepalive ends, or LINGER does."""
+        """Wait for a connection's next request: until keepalive ends, unless it is a stranger's or we stop."""
         connection = self._connections[gevent.getcurrent()]
-        connection.expect_request(self.cfg.keepalive if self.alive else LINGER)
+        kept = self.cfg.keepalive if connection.genuine else min(STRANGER, self.cfg.keepalive)
+        connection.expect_request(kept if self.alive else LINGER)
         self._expecting.add(connection)
         try:
             yield
@@ -94,7 +103,8 @@ class Worker(GeventWorker):
         sock.give_turn()
         try:
             try:
-                super().handle_request(listener_name, req, sock, addr)
+                with gevent.Timeout(LONGEST, RuntimeError("it hangs")):
+                    super().handle_request(listener_name, req, sock, addr)
             finally:
                 sock.flush()
         except TimeoutError:  # the client doesn't read its answer
@@ -126,6 +136,9 @@ class Worker(GeventWorker):
         if isinstance(exc, ParseException):
             self._refuse(client, NOT_HTTP, *NO_REQUEST)
             self._log_sparingly(logging.WARNING, f"answered 422: not an HTTP request: {name}", "rejected", "not_http")
+        elif isinstance(exc, TooManyHeadsError):
+            self._refuse(client, BUSY_COLUMN, *BUSY)
+            self._log_sparingly(logging.WARNING, "answered 503: too many large requests at once", "retried", "busy")
         else:
             self._refuse(client, INTERNAL, *FAILED)
             self._log_sparingly(logging.ERROR, f"unexpected {name} in gunicorn, answered 503", "retried", "internal")
@@ -134,7 +147,7 @@ class Worker(GeventWorker):
         of_service().counts.row[column] += 1
         body = json.dumps(answer, separators=(",", ":")) + "\n"
         head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        retry = "Retry-After: 1\r\n" if column == INTERNAL else ""
+        retry = "Retry-After: 1\r\n" if status.startswith("503") else ""
         with suppress(OSError):  # the client has disconnected
             client.sendall(f"{head}{retry}Connection: close\r\n\r\n{body}".encode())
             client.discard()

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from config import EU_HOST, SEGMENT_HOST, VERSION, Config
 from delivery import Message
 from ops import samples
-from shared import FIRST_FREE, INTERNAL, NOT_HTTP, Shared
+from shared import BUSY, FIRST_FREE, INTERNAL, NOT_HTTP, Shared
 
 STATUSES = {f"segment_{status}": f"Segment answered {status}" for status in range(100, 600)}
 
@@ -39,7 +39,7 @@ REASONS: dict[str, dict[str, str]] = {
         "not_success": "Segment answered that it failed",
         "interrupted": "the upload was interrupted",
         "body": "the webhook did not arrive whole and in time",
-        "busy": "too many large webhooks came at once",
+        "busy": "too many large requests came at once",
         "dead_letter": "a dead letter could not be kept: check DEAD_LETTER_FILE and its disk",
         "internal": "the relay failed on it; the log says where",
         "other": "for another reason",
@@ -61,7 +61,7 @@ REASONS: dict[str, dict[str, str]] = {
     },
 }
 # Those that the worker counts.
-COUNTED_BY_WORKER = {("rejected", "not_http"): NOT_HTTP, ("retried", "internal"): INTERNAL}
+COUNTED_BY_WORKER = {("rejected", "not_http"): NOT_HTTP, ("retried", "internal"): INTERNAL, ("retried", "busy"): BUSY}
 
 INFINITY = float("inf")
 # Upper bounds.

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import TextIO
 
 CONNECTIONS = 2000  # a worker
 FEWEST_CONNECTIONS = 100
@@ -74,9 +73,9 @@ def require_our_worker() -> None:
 
 
 @cache
-def terminal() -> TextIO:
-    """Return standard error where gunicorn was started, from before -D sends it elsewhere."""
-    return os.fdopen(os.dup(sys.stderr.fileno()), "w")
+def terminal() -> int:
+    """Return a descriptor of standard error where gunicorn was started, from before -D sends it elsewhere."""
+    return os.dup(2)
 
 
 def file_problem(path: str, create: bool = True) -> str | None:

@@ -76,7 +76,7 @@ class Soak:
 
     @contextlib.contextmanager
     def _strangers(self) -> Iterator[None]:
-        kinds = ["chunks=2", "stalled=4", "pages=10", "pipelines=2"]
+        kinds = ["chunks=2", "stalled=4", "pages=10", "pipelines=2", "small=100", "idle=400", "heads=10"]
         command = [sys.executable, str(ROOT / "proof/strangers.py"), str(self.relay.port), "0.02", *kinds]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as self.strangers:
             try:

@@ -45,7 +45,7 @@ def all_answered_in_time(relay, number=10):
     return {answer.status_code for answer in answers} == {200} and all(answer.seconds < 4 for answer in answers)
 
 
-@pytest.mark.parametrize("strangers", ["chunks=4", "pages=50", "pipelines=10"])
+@pytest.mark.parametrize("strangers", ["chunks=4", "pages=50", "pipelines=10", "small=1400", "idle=2200", "heads=100"])
 def test_strangers_do_not_hold_up_webhooks(start, segment, strangers):
     relay = start(segment)
     command = [sys.executable, ROOT / "proof/strangers.py", str(relay.port), "0", strangers]
@@ -196,6 +196,74 @@ def test_half_a_head_gets_two_seconds_more_and_delays_a_stop_no_longer(start, se
         for client in clients:
             with contextlib.suppress(ConnectionResetError):
                 assert client.recv(1) == b""
+
+
+FIRST = {  # what a connection has carried -> whether it is kept
+    "nothing": (b"", False),
+    "half a head": (HEAD, False),
+    "another path": (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", False),
+    "/health": (b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", False),
+    "no signature": (HEAD + b"Content-Length: 2\r\n\r\n{}", False),
+    "a genuine webhook": (webhook("first"), True),
+    "a genuine webhook, then another path": (webhook("first") + b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", True),
+}
+
+
+def test_only_a_connection_that_has_carried_a_genuine_webhook_is_kept(relay):
+    with contextlib.ExitStack() as stack:
+        clients = {name: connect(stack, relay) for name in FIRST}
+        for name, (first, _) in FIRST.items():
+            clients[name].sendall(first)
+
+        def open_ones():
+            return {name for name, client in clients.items() if not at_its_end(client)}
+
+        kept = {name for name, (_, keeps) in FIRST.items() if keeps}
+        until(lambda: open_ones() <= kept, 20)
+        assert open_ones() == kept
+        for name in kept:
+            clients[name].sendall(webhook(name))
+            assert status_on(clients[name]) == 200
+
+
+def at_its_end(client):
+    """Read all that has come; say whether the connection has ended."""
+    client.setblocking(False)
+    try:
+        while client.recv(65536):
+            pass
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        client.settimeout(10)
+
+
+@pytest.mark.parametrize("size", [1_000, 30_000, 64_000])
+def test_a_head_may_have_64_kb_in_any_form(relay, size):
+    body = json.dumps(make_event(size)).encode()
+    signed = "".join(f"{name}: {value}\r\n" for name, value in sign(body).items()).encode()
+    head = HEAD + signed + b"Content-Length: %d\r\n" % len(body)
+    for more in (b"Cookie: " + b"x" * (size - len(head) - 20) + b"\r\n", b"X: y\r\n" * 90):
+        with contextlib.ExitStack() as stack:
+            client = connect(stack, relay)
+            client.sendall(head + more + b"\r\n" + body)
+            assert status_on(client) == 200
+
+
+def test_the_heads_of_a_worker_are_bounded(start, segment):
+    relay = start(segment, WEB_CONCURRENCY="1")
+    with contextlib.ExitStack() as stack:
+        for _ in range(400):
+            connect(stack, relay).sendall(HEAD + b"X: " + b"y" * 60_000)
+        until(lambda: relay.counted("retried", "busy") > 0)
+        assert all_answered_in_time(relay)
+    # Room again, for as many as before.
+    with contextlib.ExitStack() as stack:
+        clients = [connect(stack, relay) for _ in range(64)]
+        for client in clients:
+            client.sendall(HEAD + b"X: " + b"y" * 60_000 + b"\r\nContent-Length: 2\r\n\r\n{}")
+        assert {status_on(client) for client in clients} <= {401, 422}
 
 
 UNREAD = {

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import gevent
 import pytest
 import requests
 from conftest import (
@@ -673,3 +674,20 @@ def test_a_request_is_freed_once_it_is_answered(monkeypatch):
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_a_request_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr("worker.GeventWorker.handle_request", lambda *_: gevent.sleep(60))
+    monkeypatch.setattr("worker.LONGEST", 0.01)
+    connection = SimpleNamespace(give_turn=lambda: None, flush=lambda: None)
+    with pytest.raises(RuntimeError, match="it hangs"):  # which gets a 503
+        object.__new__(Worker).handle_request("", Request(), connection, "")
+
+
+@pytest.mark.parametrize(("number", "status"), [(10, 401), (15, 503)])
+def test_fields_after_a_body_are_bounded(relay, number, status):
+    fields = b"".join(b"X-%d: %s\r\n" % (n, b"y" * 5_000) for n in range(number))
+    with socket.create_connection(("127.0.0.1", relay.port), timeout=10) as client:
+        client.sendall(b"POST /webhook HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.sendall(b"2\r\n{}\r\n0\r\n" + fields + b"\r\n")
+        assert answer_on(client)[0] == status
