@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 from functools import partial
 from time import time
 
-from flask import Flask, request
+from flask import Flask, Request, request
 from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.routing import MapAdapter
 
 from body import Bodies
 from config import Config
@@ -39,13 +40,23 @@ OTHER_STATUSES = (404, 405, 413, 415)
 Answer = tuple[dict[str, str], int]
 
 
+class App(Flask):
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        """Route by the path alone. For an odd Host, or a wish to speak WebSocket, werkzeug has a 400: an hour."""
+        if request is None:
+            return super().create_url_adapter(request)
+        return self.url_map.bind("", path_info=request.path, default_method=request.method)
+
+
 def create_app(config: Config | None = None, shared: Shared | None = None) -> Flask:
     """Return the relay. Without a `config` it reads the environment, and raises ConfigError if that is wrong.
 
     `shared` is the memory of the counts and of the pause after a 429; by default that of all workers.
     """
-    config = config or Config.from_env(os.environ, bundle_problem=preflight.bundle_problem)
     shared = shared or of_service()
+    if not shared.in_our_worker:
+        preflight.require_our_worker()
+    config = config or Config.from_env(os.environ, bundle_problem=preflight.bundle_problem)
     mapping = config.mapping()
     segment = SegmentClient(config.segment_write_key, config.segment_host, config.proxy, config.ca_bundle)
     metrics = Metrics(shared, config)
@@ -56,7 +67,7 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     letters = DeadLetters(config.dead_letter_file)
     bodies = Bodies()
     inspector = Inspector(config)
-    app = Flask(__name__, static_folder=None)
+    app = App(__name__, static_folder=None)
     observe(app, config, metrics, inspector)
 
     @app.post("/webhook", provide_automatic_options=False)
@@ -72,6 +83,8 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
                 webhook.genuine = True
             try:
                 webhook.event = parse(webhook.body)
+                if connection := request.environ.get("gunicorn.socket"):
+                    connection.genuine = True  # worth keeping, for worker.py
                 call = translate(webhook.event, received=datetime.now(UTC), **mapping)
                 webhook.message = message = to_message(call)
                 if config.dry_run:

@@ -11,8 +11,9 @@ from flask import Request
 from outcomes import BodyTooLarge, RetryLater
 
 MAX_BODY = 8 * 1024 * 1024  # bytes; even a whole email is far smaller
-MAX_HELD = 8 * MAX_BODY  # bytes of all the bodies that a worker holds at one time
-PIECE = 64 * 1024  # bytes
+MAX_HELD = 8 * MAX_BODY  # bytes of all the bodies that a worker holds at one time, their first FREE aside
+FREE = 8 * 1024  # bytes: a usual webhook fits, however many large bodies strangers send
+PIECE = 16 * 1024  # bytes; of a body that stalls, less than one is held and not counted
 
 
 class Bodies:
@@ -37,33 +38,45 @@ class Bodies:
             with gevent.Timeout(seconds, RetryLater("body.slow")):
                 self._read(request.stream, pieces)
             body = b"".join(pieces)
+            pieces[:] = [body]  # and not everything twice
             if len(body) < expected:
                 raise RetryLater("body")
             yield body
         finally:
-            self._release(pieces)
+            self._release(sum(map(len, pieces)))
 
     def _read(self, stream: IO[bytes], pieces: list[bytes]) -> None:
         size = 0
         while piece := self._next_piece(stream):
             pieces.append(piece)
+            try:
+                self._hold(counted(size + len(piece)) - counted(size))
+            except BaseException:
+                pieces.pop()  # what is released is what was held, even when memory ran out
+                raise
             size += len(piece)
             if size > MAX_BODY:
                 raise BodyTooLarge("too_large")
 
     def _next_piece(self, stream: IO[bytes]) -> bytes:
         try:
-            piece = stream.read(PIECE)
+            return stream.read(PIECE)
         except (RetryLater, MemoryError):
             raise
         except Exception:  # noqa: BLE001 - gunicorn has an error for each way in which chunks can be wrong
             raise RetryLater("body") from None
-        with self._lock:
-            if self._held + len(piece) > MAX_HELD:
-                raise RetryLater("busy")
-            self._held += len(piece)
-        return piece
 
-    def _release(self, pieces: list[bytes]) -> None:
+    def _hold(self, size: int) -> None:
         with self._lock:
-            self._held -= sum(map(len, pieces))
+            if self._held + size > MAX_HELD:
+                raise RetryLater("busy")
+            self._held += size
+
+    def _release(self, size: int) -> None:
+        with self._lock:
+            self._held -= counted(size)
+
+
+def counted(size: int) -> int:
+    """Return how much of a body of that size counts towards MAX_HELD."""
+    return max(size - FREE, 0)

@@ -3,11 +3,20 @@
 import os
 from contextlib import suppress
 from socket import MSG_PEEK, SHUT_RD, SHUT_WR
+from time import monotonic
 from typing import Any
 
 import gevent
 from gevent.socket import socket
+from gunicorn.http.errors import LimitRequestHeaders
 
+from outcomes import RetryLater
+
+MAX_HEAD = 64 * 1024  # bytes, from a request's first line to its last field
+FREE_HEAD = 8 * 1024  # bytes; what is above that counts towards MAX_HEADS, which is for a whole worker
+MAX_HEADS = 16 * 1024 * 1024  # bytes; gunicorn keeps each of them twice
+MAX_READ = 64 * 1024  # bytes; gunicorn would read a megabyte of a body ahead
+HEAD_SECONDS = 5  # from its first byte to its last; Customer.io gives up after 4
 SEND_SECONDS = 3  # for a client to make room for our answer
 DISCARD_SECONDS = 1  # for what is left of a body that nobody wants
 
@@ -15,21 +24,68 @@ DISCARD_SECONDS = 1  # for what is left of a body that nobody wants
 class Connection(socket):
     """A client's connection, in the place of the one that it is made from."""
 
+    _heads = 0  # bytes that all of them hold of heads above FREE_HEAD
+
     def __init__(self, client: socket):
         super().__init__(client.family, client.type, client.proto, fileno=client.detach())
         self._head = b""  # of an answer
-        self.expect_request()
-
-    def expect_request(self) -> None:
         self._reads = 0  # of the next request
+        self._head_size = 0
+        self._deadline: float | None = None  # for more of its head, on the monotonic clock
+        self._ended = 0.0  # when nothing more of it is read, if the worker stops
+        self.genuine = False  # whether it has carried a webhook that is Customer.io's
 
-    def recv(self, *args: Any) -> bytes:
+    def expect_request(self, seconds: float) -> None:
+        """Expect a request within `seconds`. Once some of it has come, HEAD_SECONDS count for the rest of its head."""
+        self.forget_head()
+        self._reads = 0
+        self._deadline = monotonic() + seconds
+
+    def forget_head(self) -> None:
+        """Make room for another head: this one is answered."""
+        Connection._heads -= max(self._head_size - FREE_HEAD, 0)
+        self._head_size = 0
+
+    def request_came(self) -> None:
+        """Take the time that the body needs: the application bounds that."""
+        self._deadline = None
+
+    def recv(self, size: int, *args: Any) -> bytes:
         # recv doesn't wait while there is data: a client that sends without a pause would keep all
         # others, and every deadline, waiting. Two reads are enough for a usual webhook.
         if self._reads > 1:
             gevent.sleep(0)
-        data: bytes = super().recv(*args)
+        size = min(size, MAX_READ)
+        data = self._read(size, *args) if self._deadline is None else self._recv_head(self._deadline, size, *args)
         self._reads += 1
+        return data
+
+    def _read(self, *args: Any) -> bytes:
+        data: bytes = super().recv(*args)
+        # Some of a request came just when the connection was ended. From then on recv doesn't wait any more.
+        while not data and self._reads and monotonic() < self._ended:
+            gevent.sleep(0.01)
+            data = super().recv(*args)
+        return data
+
+    def _recv_head(self, deadline: float, *args: Any) -> bytes:
+        # gunicorn keeps all that has come, and looks through it again with each packet.
+        if self._head_size > MAX_HEAD:
+            raise LimitRequestHeaders("the head is too large")
+        self.settimeout(max(deadline - monotonic(), 0.001))
+        try:
+            data = self._read(*args)
+        except TimeoutError:
+            return b""  # gunicorn takes it for the client's end, and closes the connection
+        finally:
+            self.settimeout(None)
+        if not self._reads:
+            self._deadline = monotonic() + HEAD_SECONDS
+        before = max(self._head_size - FREE_HEAD, 0)
+        self._head_size += len(data)
+        Connection._heads += max(self._head_size - FREE_HEAD, 0) - before
+        if Connection._heads > MAX_HEADS and self._head_size > FREE_HEAD:
+            raise RetryLater("busy")
         return data
 
     def give_turn(self) -> None:
@@ -62,16 +118,18 @@ class Connection(socket):
         """Say whether nothing of a next request has arrived."""
         if self._reads:
             return False
+        before = self.gettimeout()  # somebody is waiting for the request
         self.settimeout(0)
         try:
             return not super().recv(1, MSG_PEEK)
         except OSError:  # nothing there
             return True
         finally:
-            self.settimeout(None)
+            self.settimeout(before)
 
-    def end(self) -> None:
-        """Have whoever waits for a request see the end of the connection."""
+    def end(self, seconds: float) -> None:
+        """Have whoever waits for a request see the end of the connection; if some of it has come, in `seconds`."""
+        self._ended = monotonic() + seconds
         # Through a twin: gevent ends the wait for a socket that is shut down itself with an error.
         with suppress(OSError), socket(self.family, self.type, self.proto, os.dup(self.fileno())) as twin:
             twin.shutdown(SHUT_RD)

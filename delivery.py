@@ -22,6 +22,7 @@ MAX_BATCH = 100  # messages
 MAX_BATCH_BYTES = 474_000
 
 MAX_UPLOADS = 15  # at once, in one worker
+LOST_AFTER = 10  # seconds; no upload takes half as long
 
 # A rejected upload is sent again in parts, until the event at fault stands alone. Ten parts find one among a hundred
 # in three rounds, of which Segment may take 0.6 s each.
@@ -74,7 +75,7 @@ class Lane:
         self._send = send
         self._lock = Lock()
         self._queue: deque[Any] = deque()
-        self._uploads = 0
+        self._uploads: dict[object, float] = {}  # those in flight, with the time at which each began
 
     def add(self, *items: Any) -> None:
         with self._lock:
@@ -88,30 +89,35 @@ class Lane:
             self._queue.remove(item)
 
     def _start_upload(self) -> None:
+        upload, now = object(), monotonic()
         with self._lock:
-            if not self._queue or self._uploads >= self._most:
+            if len(self._uploads) >= self._most:
+                # A thread that finds no memory to begin with never says that it has ended.
+                self._uploads = {other: began for other, began in self._uploads.items() if now - began < LOST_AFTER}
+            if not self._queue or len(self._uploads) >= self._most:
                 return
-            self._uploads += 1
+            self._uploads[upload] = now
         try:
-            Thread(target=self._send_queued, daemon=True).start()
+            Thread(target=self._send_queued, args=(upload,), daemon=True).start()
         except BaseException:
-            self._upload_ended()
+            self._upload_ended(upload)
             raise
 
-    def _upload_ended(self) -> None:
+    def _upload_ended(self, upload: object) -> None:
         with self._lock:
-            self._uploads -= 1
+            self._uploads.pop(upload, None)
 
-    def _send_queued(self) -> None:
+    def _send_queued(self, upload: object) -> None:
         try:
-            while batch := self._next_batch():
+            while batch := self._next_batch(upload):
                 self._send(batch)
         finally:
-            self._upload_ended()
+            self._upload_ended(upload)
             self._start_upload()  # for what is still queued, or was since the last look
 
-    def _next_batch(self) -> list[Pending]:
+    def _next_batch(self, upload: object) -> list[Pending]:
         with self._lock:
+            self._uploads[upload] = monotonic()
             return self._take(self._queue)
 
 

@@ -3,31 +3,35 @@
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from gunicorn import glogging
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # with -c, gunicorn may have been started anywhere
 
 import logs
 import shared
 from config import Config, ConfigError
 from ops import preflight
-from worker import Worker
+from worker import MAX_HEAD, Worker
 
 
-def _read_config() -> Config:
-    with suppress(ConfigError):
-        return Config.from_env(os.environ)
-    # Placeholders: on_starting reports the problems, in the form of the log, and exits.
-    env = {"DRY_RUN": "1"}
-    for name in ("LOG_LEVEL", "LOG_FORMAT"):  # one may be wrong, and the other right
-        with suppress(ConfigError):
-            Config.from_env(env | {name: os.environ.get(name, "")})
-            env[name] = os.environ.get(name, "")
-    return Config.from_env(env)
+def _read_config() -> tuple[Config, ConfigError | None]:
+    """Return the settings or, with what is wrong with them, placeholders for gunicorn to start with and refuse."""
+    try:
+        return Config.from_env(os.environ, preflight.file_problem, bundle_problem=preflight.bundle_problem), None
+    except ConfigError as error:
+        env = {"DRY_RUN": "1"}
+        for name in ("LOG_LEVEL", "LOG_FORMAT"):  # one may be wrong, and the other right
+            with suppress(ConfigError):
+                Config.from_env(env | {name: os.environ.get(name, "")})
+                env[name] = os.environ.get(name, "")
+        return Config.from_env(env), error
 
 
-_config = _read_config()
-logs.stream().stay()
+_config, _error = _read_config()
+logs.stream().stay()  # before -D
 _shared = shared.of_service()  # before the workers are forked
 
 
@@ -37,25 +41,46 @@ class Logger(glogging.Logger):
         logs.set_up(_config.log_level, _config.log_format)
 
 
+def nworkers_changed(server: Any, new: int, old: int | None) -> None:
+    """The first of gunicorn's hooks: before --preload loads the application, with what gevent has yet to patch."""
+    if old is None and server.cfg.preload_app:
+        _refuse(server, ConfigError([preflight.other_server_problem()]))
+
+
 def on_starting(server: Any) -> None:
     """Before anything listens: one readable message instead of workers that die one by one."""
-    try:
-        Config.from_env(os.environ, preflight.file_problem, bundle_problem=preflight.bundle_problem)
-        if problem := preflight.open_files_problem() or _port_problem(server):
-            raise ConfigError([problem])
-    except ConfigError as error:
-        if _config.log_format == "text":
-            logs.stream().write(f"{error}\n")
-        else:
-            server.log.critical(str(error))
-        sys.exit(1)
-    for warning in _config.warnings:
+    if _error:
+        _refuse(server, _error)
+    if problem := _worker_problem(server) or preflight.open_files_problem() or _port_problem(server):
+        _refuse(server, ConfigError([problem]))
+    for warning in filter(None, [*_config.warnings, _script_name_warning()]):
         server.log.warning(warning)
+
+
+def _refuse(server: Any, error: ConfigError) -> None:
+    if _config.log_format == "json":
+        server.log.critical(str(error))
+    else:
+        logs.stream().write(f"{error}\n")
+    sys.exit(1)
+
+
+def _worker_problem(server: Any) -> str | None:
+    return None if issubclass(server.worker_class, Worker) else preflight.other_server_problem()
 
 
 def _port_problem(server: Any) -> str | None:
     inherited = {"LISTEN_FDS", "GUNICORN_FD"} & set(os.environ)  # from systemd, or the gunicorn before this one
-    return None if inherited or server.cfg.reuse_port else preflight.port_problem(server.cfg.address)
+    return None if inherited or server.cfg.reuse_port else preflight.port_problem(server.cfg.address, seconds=3)
+
+
+def _script_name_warning() -> str | None:
+    if not (script_name := os.environ.get("SCRIPT_NAME")):
+        return None
+    return (
+        f"SCRIPT_NAME is {script_name}: the relay answers at {script_name.rstrip('/')}/webhook, and at /webhook. "
+        "Which of the two the address for Customer.io ends in depends on the proxy; unset SCRIPT_NAME if there is none."
+    )
 
 
 def pre_exec(server: Any) -> None:
@@ -66,6 +91,10 @@ def pre_fork(server: Any, worker: Any) -> None:
     taken = {other.row for other in server.WORKERS.values()}
     worker.row = next((row for row in range(shared.ROWS) if row not in taken), 0)
     _shared.counts.use_row(worker.row)  # which the worker inherits
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    _shared.in_our_worker = isinstance(worker, Worker)
 
 
 bind = f"0.0.0.0:{_config.port}"
@@ -94,5 +123,11 @@ logger_class = Logger
 # By default gunicorn obeys SCRIPT_NAME and PATH_INFO *headers* of a proxy. The relay doesn't need
 # them, and a stranger's would cause a 500.
 forwarder_headers = ""
+# gunicorn refuses a request in which two proxies disagree about https. The page reads X-Forwarded-Proto itself.
+secure_scheme_headers: dict[str, str] = {}
+# A field may be long: a trace of a service mesh, a cookie. connection.py bounds all of them together.
+limit_request_field_size = MAX_HEAD
+limit_request_line = 8190  # bytes, the most that gunicorn can
+limit_request_fields = 200
 # Not used, and one socket less to guard.
 control_socket_disable = True

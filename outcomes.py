@@ -94,6 +94,12 @@ class BodyTooLarge(Ended):
     sentences = {"too_large": "the body is larger than 8,388,608 bytes"}
 
 
+class NotHttp(Ended):
+    """A request that can't be read as HTTP, or contradicts itself."""
+
+    sentences = {"not_http": "not an HTTP request"}
+
+
 class Rejected(Exception):
     """An upload is refused for good, because of an event in it, or of the key.
 
@@ -117,6 +123,7 @@ ENDS: dict[type[Ended | Untranslatable], tuple[int, Outcome]] = {
     Unauthorized: (422, UNAUTHORIZED),
     NotAnObject: (422, REJECTED),
     BodyTooLarge: (413, REJECTED),
+    NotHttp: (422, REJECTED),
 }
 
 OUTCOMES = (DELIVERED, DRY_RUN, DEAD_LETTERED, RETRIED, UNAUTHORIZED, REJECTED)

@@ -8,6 +8,9 @@ from time import monotonic, time
 ROWS = 256  # four times the most workers (64): a reload runs old and new ones together
 COLUMNS = 2048  # numbers a worker
 
+# The columns of what the worker answers itself. Those of ops/metrics.py follow.
+NOT_HTTP, INTERNAL, BUSY, FIRST_FREE = range(4)
+
 MAX_PAUSE = 5  # seconds, whatever Segment's Retry-After says
 
 
@@ -53,6 +56,7 @@ class Shared:
         self.started = time()  # unix seconds
         self.counts = Counts()
         self.pause = Pause()
+        self.in_our_worker = False  # gunicorn.conf.py sets it in each
 
 
 @cache

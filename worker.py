@@ -1,26 +1,48 @@
-"""gunicorn's gevent worker: it ends idle connections gracefully, and logs malformed requests without quoting them."""
+"""gunicorn's gevent worker: it ends idle connections gracefully, and answers what gunicorn can't read."""
 
+import json
 import logging
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
+from time import monotonic
 from types import FrameType
 from typing import Any
 
 import gevent
-from gunicorn.util import write_nonblock
+from gevent.server import StreamServer
+from gunicorn.http.body import ChunkedReader
+from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
-from connection import Connection
+from connection import MAX_HEAD, Connection
 from logs import Repeats, stream
+from outcomes import ENDS, Ended, NotHttp, RetryLater
+from shared import BUSY, INTERNAL, NOT_HTTP, of_service
+
+__all__ = ["MAX_HEAD", "Worker"]
 
 # How long a stopping worker keeps idle connections. A webhook may be on its way on one of them,
 # and a reset would cost an hour; it is answered, with "Connection: close".
 LINGER = 2  # seconds
-# A request takes 3.5 s at most. After that, what is still only half a request is cut.
-LAST_CALL = 4  # seconds
+# How long a connection is kept that has not carried a genuine webhook. Strangers would hold all of a
+# worker's connections. It is no shorter than a proxy's health checks usually are apart.
+STRANGER = 5  # seconds
+# How much longer for the rest of a request's head, if some of it has come by then.
+LAST_CALL = 2  # seconds
 
-NOT_HTTP = b'{"status":"rejected","reason":"not an HTTP request"}\n'
+# New connections that a worker accepts before it goes on with those that it has. With several workers
+# gunicorn says 1: while 200 connections load the page, new webhooks waited for seconds. With gevent's
+# 100, a worker might take all connections of a proxy that opens them together.
+MAX_ACCEPT = 8
+
+# Whatever hangs: a thread that finds no memory to begin with is waited for without end.
+LONGEST = 8  # seconds, for a request and its answer
+
+# Of what the worker itself answers: where it is counted.
+COLUMNS = {"not_http": NOT_HTTP, "internal": INTERNAL, "busy": BUSY}
 
 
 class Worker(GeventWorker):
@@ -35,9 +57,17 @@ class Worker(GeventWorker):
         # signal: a worker told to stop at that moment would stay.
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        StreamServer.max_accept = MAX_ACCEPT
+        self.cfg.set("workers", 1)  # in this process: for more, gunicorn replaces max_accept
         super().init_process()
 
     def notify(self) -> None:
+        """Tell the arbiter that this worker is alive; if there is no arbiter any more, stop as on SIGTERM."""
+        if self.ppid != (parent := os.getppid()):  # type: ignore[has-type]
+            self.ppid = parent  # or gunicorn exits at once
+            if self.alive:
+                self.log.warning("The arbiter is gone, worker leaving (pid: %s)", self.pid)
+                self.handle_exit(signal.SIGTERM, None)
         super().notify()
         stream().flush()
 
@@ -47,56 +77,84 @@ class Worker(GeventWorker):
         try:
             super().handle(listener, self._connections[greenlet], addr)
         finally:
-            del self._connections[greenlet]
+            self._connections.pop(greenlet).forget_head()
 
     @contextmanager
     def timeout_ctx(self) -> Iterator[None]:
-        """Wait for a connection's next request until keepalive ends, or LINGER does."""
+        """Wait for a connection's next request: until keepalive ends, unless it is a stranger's or we stop."""
         connection = self._connections[gevent.getcurrent()]
-        connection.expect_request()
+        kept = self.cfg.keepalive if connection.genuine else min(STRANGER, self.cfg.keepalive)
+        connection.expect_request(kept if self.alive else LINGER)
         self._expecting.add(connection)
         try:
-            with gevent.Timeout(self.cfg.keepalive if self.alive else LINGER, False):
-                yield
+            yield
         finally:
             self._expecting.discard(connection)
+            connection.request_came()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> Any:
         # Where a body is not read to its end, the connection ends after the answer, and the answer
         # says so. gunicorn would read the rest, however much that is.
         must_close, body = req.should_close(), req.body  # not req: it would keep itself alive
-        req.should_close = lambda: must_close or unread(body)
+        # A stranger who asks for something now and then would keep the connection for good, too.
+        req.should_close = lambda: (
+            must_close or unread(body) or not (sock.genuine or monotonic() - sock.opened < STRANGER)
+        )
+        if not req.path.startswith(os.environ.get("SCRIPT_NAME", "")):
+            req.headers.append(("SCRIPT_NAME", ""))  # for gunicorn; it would have no answer at all
+        if isinstance(body.reader, ChunkedReader):
+            body.reader.limit_trailer_section = MAX_HEAD
         sock.give_turn()
         try:
             try:
-                super().handle_request(listener_name, req, sock, addr)
+                with gevent.Timeout(LONGEST, RuntimeError("it hangs")):
+                    super().handle_request(listener_name, req, sock, addr)
             finally:
                 sock.flush()
         except TimeoutError:  # the client doesn't read its answer
             raise StopIteration from None
-        finally:
-            if unread(req.body):
+        except StopIteration:
+            if unread(body):
                 sock.discard()
+            raise
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        gevent.spawn_later(LINGER, self._close, idle_only=True)
-        gevent.spawn_later(LINGER + LAST_CALL, self._close, idle_only=False)
+        gevent.spawn_later(LINGER, self._end_idle)
+        gevent.spawn_later(LINGER + LAST_CALL, self._end_all)
 
-    def _close(self, idle_only: bool) -> None:
+    def _end_idle(self) -> None:
         for connection in list(self._expecting):
-            if not idle_only or connection.is_idle():
-                connection.end()
+            if connection.is_idle():
+                connection.end(LAST_CALL)
 
-    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
-        """Answer malformed requests with 422, in JSON, and without logging who sent what."""
+    def _end_all(self) -> None:
+        for connection in list(self._expecting):
+            connection.end(0)
+
+    def handle_error(self, req: Any, client: Connection, addr: Any, exc: BaseException) -> None:
+        """Answer what gunicorn can't read, or fails on, in JSON, and without logging who sent what."""
         if not isinstance(exc, Exception):  # shutting down
             return
-        self._log_sparingly(logging.WARNING, f"not an HTTP request: {type(exc).__name__}", "rejected", "not_http")
-        head = "HTTP/1.1 422 Unprocessable Content\r\nContent-Type: application/json\r\n"
-        head += f"Content-Length: {len(NOT_HTTP)}\r\nConnection: close\r\n\r\n"
+        name = type(exc).__name__
+        if isinstance(exc, ParseException):
+            # Neither 400, 431 nor 501: after 400 Customer.io waits an hour, and a proxy may have caused it.
+            self._refuse(client, NotHttp("not_http"), logging.WARNING, f": {name}")
+        elif isinstance(exc, RetryLater):
+            self._refuse(client, exc, logging.WARNING)
+        else:
+            self._refuse(client, RetryLater("internal"), logging.ERROR, f": unexpected {name} in gunicorn")
+
+    def _refuse(self, client: Connection, error: Ended, level: int, more: str = "") -> None:
+        status, outcome = ENDS[type(error)]
+        of_service().counts.row[COLUMNS[error.reason]] += 1
+        body = json.dumps({"status": outcome.word, "reason": str(error)}, separators=(",", ":")) + "\n"
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+        retry = f"Retry-After: {error.retry_after}\r\n" if isinstance(error, RetryLater) else ""
         with suppress(OSError):  # the client has disconnected
-            write_nonblock(client, head.encode() + NOT_HTTP)
+            client.sendall(f"{head}Content-Length: {len(body)}\r\n{retry}Connection: close\r\n\r\n{body}".encode())
+            client.discard()
+        self._log_sparingly(level, f"answered {status}: {error}{more}", outcome.label, error.reason)
 
 
 def unread(body: Any) -> bool:

@@ -8,22 +8,32 @@ import os
 import pwd
 import re
 import resource
+import shlex
 import socket
 import ssl
 import stat
+import sys
+import time
 from collections.abc import Iterable
+from pathlib import Path
 
 CONNECTIONS = 2000  # a worker
 FEWEST_CONNECTIONS = 100
-OTHER_FILES = 124  # uploads, dead letters, and a worker's own
+OTHER_FILES = 200  # uploads and their idle connections (50), dead letters, look-ups of names, and a worker's own
+
+
+def files(connections: int) -> int:
+    """Return how many files a worker with that many connections opens at most."""
+    return connections + OTHER_FILES
+
 
 NOT_REGULAR = "it is not a regular file"
 
 
 def connections() -> int:
     """Return how many connections a worker can hold. Raises the usual limit, 1,024 open files, where that's allowed."""
-    wanted = CONNECTIONS + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files(CONNECTIONS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -32,12 +42,37 @@ def connections() -> int:
 
 def open_files_problem() -> str | None:
     """Return what is wrong with the limit of open files, or None."""
-    if (possible := connections()) >= FEWEST_CONNECTIONS:
+    if connections() >= FEWEST_CONNECTIONS:
         return None
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (
-        f"The limit of open files (ulimit -n) is {possible + OTHER_FILES}. The relay needs "
-        f"{FEWEST_CONNECTIONS + OTHER_FILES}; {CONNECTIONS + OTHER_FILES} are better."
+        f"The limit of open files (ulimit -n) is {limit}. The relay needs {files(FEWEST_CONNECTIONS)}; "
+        f"{files(CONNECTIONS)} are better."
     )
+
+
+def other_server_problem() -> str:
+    """Return what to type instead when gunicorn runs the relay in another way than gunicorn.conf.py says."""
+    settings = Path(__file__).parent.parent / "gunicorn.conf.py"
+    return (
+        "gunicorn runs the relay only with the settings and the worker of its gunicorn.conf.py: type "
+        f'gunicorn -c {shlex.quote(str(settings))} "app:create_app()", without --worker-class (-k) and --preload.'
+    )
+
+
+def require_our_worker() -> None:
+    """End gunicorn, if that is what runs here: its settings are not the relay's.
+
+    Another worker would serve, and look healthy, but hold webhooks up and end no slow ones.
+    """
+    if "gunicorn.arbiter" not in sys.modules or "SERVER_SOFTWARE" not in os.environ:
+        return
+    from gunicorn.errors import AppImportError
+
+    class OtherServerError(AppImportError, RuntimeError):  # type: ignore[misc]  # gunicorn has no types
+        """The first ends gunicorn from a worker; the second, with --preload, its master."""
+
+    raise OtherServerError(f"The relay cannot start:\n  - {other_server_problem()}")
 
 
 def file_problem(path: str, create: bool = True) -> str | None:
@@ -99,8 +134,18 @@ def bundle_problem(path: str) -> str | None:
     return None
 
 
-def port_problem(addresses: Iterable[object]) -> str | None:
-    """Return what is wrong with the addresses to listen on, each (host, port), or None."""
+def port_problem(addresses: Iterable[object], seconds: float = 0) -> str | None:
+    """Return what is wrong with the addresses to listen on, each (host, port), or None.
+
+    The workers of a gunicorn that was killed need a moment to stop listening: wait `seconds` for them.
+    """
+    deadline = time.monotonic() + seconds
+    while (problem := _port_problem(addresses)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return problem
+
+
+def _port_problem(addresses: Iterable[object]) -> str | None:
     for address in addresses:
         if not isinstance(address, tuple):  # a Unix socket
             continue

@@ -48,6 +48,10 @@ def count(pid: int, what: str) -> int:
     return len(os.listdir(f"/proc/{pid}/{what}"))
 
 
+def running(pid: int) -> bool:
+    return os.path.exists(f"/proc/{pid}")
+
+
 class Soak:
     def __init__(self, seconds: float, seed: int) -> None:
         self.seconds = seconds
@@ -79,7 +83,7 @@ class Soak:
 
     @contextlib.contextmanager
     def _strangers(self) -> Iterator[None]:
-        kinds = ["chunks=2", "stalled=4", "pages=10", "pipelines=2"]
+        kinds = ["chunks=2", "stalled=4", "pages=10", "pipelines=2", "small=100", "idle=400", "heads=10"]
         command = [sys.executable, str(ROOT / "proof/strangers.py"), str(self.relay.port), "0.02", *kinds]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as self.strangers:
             try:
@@ -154,7 +158,7 @@ class Soak:
             self.segment.set_fault(None)
             self.burst = False
             time.sleep(self.random.uniform(0.1, 0.4))
-            what = self.random.choices(["nothing", "kill", "reload", "restart"], [6, 4, 1, 1])[0]
+            what = self.random.choices(["nothing", "kill", "reload", "restart", "kill the arbiter"], [6, 4, 1, 1, 1])[0]
             if what == "kill" and (workers := self.relay.workers()):
                 self.kills.append(time.monotonic())
                 with contextlib.suppress(ProcessLookupError):
@@ -166,6 +170,17 @@ class Soak:
                 self.done["reloads"] += 1
             elif what == "restart":
                 self._restart()
+            elif what == "kill the arbiter":
+                began, workers = time.monotonic(), self.relay.workers()
+                self.relay.process.kill()  # its workers leave by themselves, gracefully
+                self.relay.process.wait()
+                self.relay.start()
+                with contextlib.suppress(AssertionError):
+                    until(lambda: not any(running(pid) for pid in workers))  # noqa: B023
+                if any(running(pid) for pid in workers):
+                    self.violations.append("workers stayed although their arbiter was killed")
+                self.restarts.append((began, time.monotonic()))
+                self.done["arbiters killed"] += 1
             self.relay.reading.set()
 
     @property

@@ -2,9 +2,12 @@
 
 chunks      a body in chunks of one byte, without end       pages        load the page, over and over
 stalled     a body that stops in its middle                 pipelines    ask for the page and never read
+small       a body that stops after 64 KiB                  idle         send nothing, half a head, or get a 404
+heads       a head of 60 KB, then a byte a packet
 """
 
 import contextlib
+import random
 import socket
 import sys
 import threading
@@ -27,6 +30,27 @@ def stalled(client: socket.socket, pause: float) -> None:
         pass
 
 
+def small(client: socket.socket, pause: float) -> None:
+    client.sendall(WEBHOOK + b"Content-Length: 8000000\r\n\r\n" + b"x" * 65_536)
+    while client.recv(65536):
+        pass
+
+
+def idle(client: socket.socket, pause: float) -> None:
+    client.sendall(random.choice([b"", WEBHOOK, b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n"]))  # noqa: S311
+    client.settimeout(100)
+    while client.recv(65536):
+        pass
+
+
+def heads(client: socket.socket, pause: float) -> None:
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    client.sendall(WEBHOOK + b"X: " + b"y" * 60_000)
+    while True:
+        client.sendall(b"y")
+        time.sleep(pause / 10)
+
+
 def pages(client: socket.socket, pause: float) -> None:
     while True:
         client.sendall(PAGE)
@@ -41,7 +65,7 @@ def pipelines(client: socket.socket, pause: float) -> None:
         time.sleep(pause)
 
 
-KINDS = {function.__name__: function for function in (chunks, stalled, pages, pipelines)}
+KINDS = {function.__name__: function for function in (chunks, stalled, pages, pipelines, small, idle, heads)}
 
 
 def pester(kind: str, port: int, pause: float) -> None:

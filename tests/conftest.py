@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +104,12 @@ class Relay(harness.Relay, Client):
             method, self.url + path, data=body, headers=dict(headers), timeout=20, allow_redirects=False
         )
         return Answer(response.status_code, response.headers, response.text, response.elapsed.total_seconds())
+
+    def counted(self, outcome: str, reason: str) -> float:
+        """Return how many webhooks the metrics count with these labels."""
+        labels = f'outcome="{outcome}",reason="{reason}"'
+        found = re.search(rf"relay_webhooks_total{{{labels}}} (.+)", self.get("/metrics").text)
+        return float(found[1]) if found else 0
 
     def log_of(self, action: Callable[[], Any]) -> Callable[[], str]:
         """Do something; return a function that says what has been logged since."""

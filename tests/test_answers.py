@@ -151,6 +151,13 @@ def test_422_without_signature(anywhere, segment):
     assert segment.requests == []
 
 
+@pytest.mark.parametrize("host", ["a..b", ".a", "a" * 64], ids=len)
+def test_200_whatever_the_host_and_the_protocol_it_asks_for(client, host):
+    body = json.dumps(make_event()).encode()
+    more = {"Host": host, "Connection": "Upgrade", "Upgrade": "websocket"}
+    assert client.post(body, sign(body) | more).status_code == 200
+
+
 BODY = json.dumps(make_event()).encode()
 NINE_DAYS = 9 * 24 * 3600
 JUNK = {

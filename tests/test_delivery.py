@@ -450,6 +450,22 @@ def test_when_no_thread_can_be_started_that_request_fails_and_the_next_is_served
     assert segment.batches == [["next"]]
 
 
+def test_threads_that_never_begin_and_never_end_cost_no_upload_for_good(segment, monkeypatch):
+    now = monotonic()
+    monkeypatch.setattr(delivery, "monotonic", lambda: now)
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: None)
+    segment.open.set()
+    relay = Delivery(segment.upload, Pause())
+    for number in range(2 * MAX_UPLOADS):
+        with pytest.raises(RetryLater):
+            relay.deliver(Message(f"lost-{number}", "{}"), now)
+    monkeypatch.undo()
+    now += delivery.LOST_AFTER + 1
+    monkeypatch.setattr(delivery, "monotonic", lambda: now)
+    relay.deliver(Message("next", "{}"), now + 5)
+    assert segment.batches == [["next"]]
+
+
 # Pauses. -----------------------------------------------------------------------------------------
 
 

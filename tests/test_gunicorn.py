@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
+import gevent
 import pytest
 import requests
 from conftest import (
@@ -82,6 +83,91 @@ def test_200_whichever_way_it_comes(relay, segment, line, more, connection):
         if connection == b"close":
             assert client.recv(1) == b""
     assert segment.events() == ["event-a"]
+
+
+# What a proxy may add or change: a webhook all the same.
+ADDED = {
+    "two schemes": b"X-Forwarded-Proto: https\r\nX-Forwarded-Ssl: off\r\n",
+    "two schemes, one name": b"X-Forwarded-Proto: https\r\nX-Forwarded-Proto: http\r\n",
+    "forwarded hosts": b"X-Forwarded-Host: a..b\r\nForwarded: for=[::1\r\nX-Forwarded-Port: x\r\n",
+    "a path": b"SCRIPT_NAME: /x\r\nPATH_INFO: /y\r\nScript-Name: /z\r\n",
+    "a name with an underscore": b"X_Trace: 1\r\n",
+    "HTTP/2": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n",
+    "WebSocket": b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+    "a long cookie": b"Cookie: " + b"x" * 40_000 + b"\r\n",
+    "150 fields": b"".join(b"X-%d: y\r\n" % number for number in range(150)),
+    "no ASCII": b"Cookie: \xff=;;\x80\r\nAccept-Language: \xff\r\nAuthorization: Basic \xff\r\n",
+    "conditions": b'If-None-Match: "\r\nRange: bytes=-\r\nIf-Modified-Since: x\r\nDate: x\r\nAccept: ;;q=x\r\n',
+    "another method": b"X-HTTP-Method-Override: GET\r\n",
+}
+# What contradicts itself, or can't be understood.
+NOT_UNDERSTOOD = {
+    "two hosts": b"Host: x\r\n",
+    "two types": b"Content-Type: text/plain\r\n",
+    "two lengths": b"Content-Length: 5\r\n",
+    "a length and chunks": b"Transfer-Encoding: chunked\r\n",
+    "an unknown coding": b"Transfer-Encoding: foo\r\n",
+    "a coding without a length": b"Transfer-Encoding: gzip\r\n",
+    "another expectation": b"Expect: something\r\n",
+    "a folded line": b"X: a\r\n b\r\n",
+    "a control character": b"X: \x01\r\n",
+    "a blank in a name": b"X : a\r\n",
+    "too many fields": b"".join(b"X-%d: y\r\n" % number for number in range(250)),
+    "a head of 90 KB": (b"X: " + b"y" * 30_000 + b"\r\n") * 3,
+}
+
+
+def answer_to(relay, more, line=b"POST /webhook HTTP/1.1", host=b"relay.example"):
+    """Send a signed webhook whose head has `more`; return the answer."""
+    body = json.dumps(make_event("a")).encode()
+    headers = sign(body) | {"Content-Length": str(len(body))}
+    head = b"".join(f"{name}: {value}\r\n".encode() for name, value in headers.items())
+    with socket.create_connection(("127.0.0.1", relay.port), timeout=10) as client:
+        client.sendall(line + b"\r\nHost: " + host + b"\r\n" + head + more + b"\r\n" + body)
+        return answer_on(client)
+
+
+@pytest.mark.parametrize("more", ADDED.values(), ids=ADDED.keys())
+def test_200_whatever_a_proxy_adds(relay, more):
+    status, answer = answer_to(relay, more)
+    assert (status, answer["status"]) == (200, "delivered")
+
+
+HOSTS = [
+    b"a" * 64 + b".b",
+    b"a..b",
+    b".a",
+    b"",
+    b"\xc3\xa9.fr",
+    b"\xe9",
+    b"a b<c>",
+    b"[::1]:80",
+    b"[",
+    b"a:b",
+    b"xn--\xff",
+]
+
+
+@pytest.mark.parametrize("host", HOSTS, ids=repr)
+def test_200_whatever_the_host(relay, host):
+    status, answer = answer_to(relay, b"", host=host)
+    assert (status, answer["status"]) == (200, "delivered")
+    for path in (b"/health", b"/"):
+        with socket.create_connection(("127.0.0.1", relay.port), timeout=10) as client:
+            client.sendall(b"GET " + path + b" HTTP/1.0\r\nHost: " + host + b"\r\n\r\n")
+            assert b" 200 OK\r\n" in client.recv(100)
+
+
+@pytest.mark.parametrize("more", NOT_UNDERSTOOD.values(), ids=NOT_UNDERSTOOD.keys())
+def test_422_what_cannot_be_understood_and_the_answer_arrives(relay, more):
+    before = relay.counted("rejected", "not_http")
+    assert answer_to(relay, more) == (422, {"status": "rejected", "reason": "not an HTTP request"})
+    until(lambda: relay.counted("rejected", "not_http") > before)
+
+
+@pytest.mark.parametrize("line", [b"POST //webhook HTTP/1.1", b"POST http://a..b/webhook HTTP/1.1"], ids=repr)
+def test_200_whatever_stands_before_the_path(relay, line):
+    assert answer_to(relay, b"", line=line)[0] == 200
 
 
 class FlaskRun(Client):
@@ -510,8 +596,9 @@ def test_what_is_not_http_is_answered_in_json_and_not_logged(relay):
             answer = http.client.HTTPResponse(client)
             answer.begin()
             assert answer.status == 422
-            assert json.loads(answer.read())["status"] == "rejected"
-    until(lambda: "not an HTTP request" in logged())
+            assert json.loads(answer.read()) == {"status": "rejected", "reason": "not an HTTP request"}
+    until(lambda: "answered 422: not an HTTP request" in logged())
+    assert relay.counted("rejected", "not_http") >= 3
     assert "secret" not in logged()
     assert "127.0.0.1" not in logged()
 
@@ -534,6 +621,7 @@ def test_nothing_personal_in_the_log_of_failures(start, segment):
 class Request:
     """A request as gunicorn parses it, read to its end."""
 
+    path = "/webhook"
     body = SimpleNamespace(failed=False, reader=SimpleNamespace(length=0))
 
     def should_close(self):
@@ -554,3 +642,20 @@ def test_a_request_is_freed_once_it_is_answered(monkeypatch):
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_a_request_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr("worker.GeventWorker.handle_request", lambda *_: gevent.sleep(60))
+    monkeypatch.setattr("worker.LONGEST", 0.01)
+    connection = SimpleNamespace(give_turn=lambda: None, flush=lambda: None)
+    with pytest.raises(RuntimeError, match="it hangs"):  # which gets a 503
+        object.__new__(Worker).handle_request("", Request(), connection, "")
+
+
+@pytest.mark.parametrize(("number", "status"), [(10, 401), (15, 503)])
+def test_fields_after_a_body_are_bounded(relay, number, status):
+    fields = b"".join(b"X-%d: %s\r\n" % (n, b"y" * 5_000) for n in range(number))
+    with socket.create_connection(("127.0.0.1", relay.port), timeout=10) as client:
+        client.sendall(b"POST /webhook HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        client.sendall(b"2\r\n{}\r\n0\r\n" + fields + b"\r\n")
+        assert answer_on(client)[0] == status

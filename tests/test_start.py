@@ -8,9 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import KEYS, ROOT, InProcess, answers, free_port, make_event, until
+from conftest import KEYS, ROOT, InProcess, Relay, answers, environment, free_port, make_event, sign, until
+from harness import APP, GUNICORN
 
 
 def test_procfile():
@@ -107,6 +110,92 @@ def test_a_wrong_log_format_keeps_the_log_level(start):
     relay = start(wait=False, LOG_FORMAT="xml", LOG_LEVEL="critical")
     assert relay.process.wait(10) == 1
     assert relay.whole_log().startswith("The relay cannot start:")
+
+
+# How gunicorn is started: options, environment, and whether in another folder than the repository.
+OTHER_WAYS = {
+    "another worker": (["-k", "sync"], {}, False),
+    "threads": (["-k", "gthread", "--threads", "4"], {}, False),
+    "gunicorn's own gevent worker": (["-k", "gevent"], {}, False),
+    "the application loaded in the arbiter": (["--preload"], {}, False),
+    "by GUNICORN_CMD_ARGS": ([], {"GUNICORN_CMD_ARGS": "--preload"}, False),
+    "another folder": (["--chdir", str(ROOT)], {}, True),
+    "only the code is found": ([], {"PYTHONPATH": str(ROOT)}, True),
+    "gevent, and only the code": (["-k", "gevent"], {"PYTHONPATH": str(ROOT)}, True),
+    "loaded in the arbiter, and only the code": (["--preload"], {"PYTHONPATH": str(ROOT)}, True),
+}
+
+
+def gunicorn(options, folder=ROOT, **settings):
+    """Run gunicorn until it ends by itself; return how."""
+    env = {**KEYS, "PATH": os.environ["PATH"], "PORT": str(free_port()), **settings}
+    command = [GUNICORN, APP, *options]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=20, check=False)
+
+
+@pytest.mark.gunicorn
+@pytest.mark.parametrize(("options", "settings", "elsewhere"), OTHER_WAYS.values(), ids=OTHER_WAYS.keys())
+def test_under_gunicorn_with_its_own_settings_or_not_at_all(tmp_path, options, settings, elsewhere):
+    done = gunicorn(options, tmp_path if elsewhere else ROOT, **settings)
+    assert done.returncode in (1, 4)
+    assert f'type gunicorn -c {ROOT}/gunicorn.conf.py "app:create_app()"' in done.stderr
+    assert done.stderr.count("The relay cannot start") == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("Booting worker") <= 2
+
+
+@pytest.mark.gunicorn
+@pytest.mark.parametrize("options", [[], ["--chdir", str(ROOT)]], ids=["", "with --chdir"])
+def test_from_any_folder_with_its_settings_named(segment, tmp_path, options):
+    env = environment(segment, {})
+    with Relay(env, [APP, "-c", str(ROOT / "gunicorn.conf.py"), *options], folder=tmp_path) as relay:
+        assert relay.post(make_event()).status_code == 200
+
+
+REFUSED_IN_THE_BACKGROUND = {
+    "a setting": ([], {"DRY_RUN": "maybe"}, "DRY_RUN is a flag"),
+    "a log of JSON": ([], {"DRY_RUN": "maybe", "LOG_FORMAT": "json"}, "DRY_RUN is a flag"),
+    "another worker": (["-k", "sync"], {}, "gunicorn.conf.py"),
+    "loaded in the arbiter": (["--preload"], {}, "gunicorn.conf.py"),
+}
+
+
+@pytest.mark.gunicorn
+@pytest.mark.parametrize(
+    ("options", "settings", "words"), REFUSED_IN_THE_BACKGROUND.values(), ids=REFUSED_IN_THE_BACKGROUND.keys()
+)
+def test_in_the_background_a_refusal_is_said_where_it_was_started(options, settings, words):
+    done = gunicorn(["-D", *options], **settings)  # until the last process has closed its standard error
+    assert re.match(rf"The relay cannot start:\n  - .*{words}", done.stderr)
+
+
+@pytest.mark.parametrize("script_name", ["/relay", "/relay/", "/a/b", "relay", "/"])
+def test_script_name_is_a_warning_and_costs_no_hour(start, segment, script_name):
+    relay = start(segment, SCRIPT_NAME=script_name)
+    prefix = script_name.rstrip("/")
+    assert f"SCRIPT_NAME is {script_name}: the relay answers at {prefix}/webhook, and at /webhook." in relay.log
+    body = json.dumps(make_event()).encode()
+    for path in {"", prefix if prefix.startswith("/") else ""}:
+        assert relay.request("POST", f"{path}/webhook", body, sign(body)).status_code == 200
+        assert relay.get(f"{path}/health").status_code == 200
+
+
+def test_when_the_arbiter_is_killed_workers_leave_gracefully(start, segment):
+    relay = start(segment)
+    workers = relay.workers()
+    segment.hold()
+    with ThreadPoolExecutor(20) as pool:
+        posted = [pool.submit(relay.post, make_event(number)) for number in range(20)]
+        until(lambda: segment.busy >= 15)  # a worker's others are in its queue
+        relay.process.kill()
+        threading.Timer(1.2, segment.release).start()
+        again = start(segment, PORT=str(relay.port), wait=False)  # at once, as a supervisor does
+        assert [future.result().status_code for future in posted] == [200] * 20
+    until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
+    until(again.workers)  # the port was free soon enough
+    until(lambda: answers(again.url + "/health"))
+    assert again.post(make_event("after")).status_code == 200
+    assert relay.log.count("The arbiter is gone") == len(workers)
 
 
 def test_a_taken_port_is_one_sentence(start):
