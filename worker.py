@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from types import FrameType
 from typing import Any
 
@@ -95,7 +96,10 @@ class Worker(GeventWorker):
         # Where a body is not read to its end, the connection ends after the answer, and the answer
         # says so. gunicorn would read the rest, however much that is.
         must_close, body = req.should_close(), req.body  # not req: it would keep itself alive
-        req.should_close = lambda: must_close or unread(body)
+        # A stranger who asks for something now and then would keep the connection for good, too.
+        req.should_close = lambda: (
+            must_close or unread(body) or not (sock.genuine or monotonic() - sock.opened < STRANGER)
+        )
         if not req.path.startswith(os.environ.get("SCRIPT_NAME", "")):
             req.headers.append(("SCRIPT_NAME", ""))  # for gunicorn; it would have no answer at all
         if isinstance(body.reader, ChunkedReader):
