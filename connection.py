@@ -33,6 +33,7 @@ class Connection(socket):
         self._head_size = 0
         self._deadline: float | None = None  # for more of its head, on the monotonic clock
         self._ended = 0.0  # when nothing more of it is read, if the worker stops
+        self.opened = monotonic()
         self.genuine = False  # whether it has carried a webhook that is Customer.io's
 
     def expect_request(self, seconds: float) -> None:

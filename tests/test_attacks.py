@@ -229,6 +229,24 @@ def test_only_a_connection_that_has_carried_a_genuine_webhook_is_kept(relay):
             assert status_on(clients[name]) == 200
 
 
+def test_a_stranger_who_asks_now_and_then_does_not_keep_the_connection(relay):
+    with contextlib.ExitStack() as stack:
+        client, webhooks = connect(stack, relay), connect(stack, relay)
+
+        def closed():
+            webhooks.sendall(webhook("again"))
+            assert status_on(webhooks) == 200
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            with contextlib.closing(http.client.HTTPResponse(client)) as answer:
+                answer.begin()
+                assert answer.read()
+                return answer.headers["Connection"] == "close"  # nobody is hung up on
+
+        until(closed, 20)
+        webhooks.sendall(webhook("after"))
+        assert status_on(webhooks) == 200
+
+
 def at_its_end(client):
     """Read all that has come; say whether the connection has ended."""
     client.setblocking(False)

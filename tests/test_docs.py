@@ -226,8 +226,10 @@ NOT_LOGGED = {
     "and … more",  # omitted_properties, and the room for it
     '"omitted_properties": [], "and 1000000 more", ',
     '{"batch": […], "sentAt": …, "writeKey": …}',  # an upload
-    "HTTP/1.1 422 Unprocessable Content\r\nContent-Type: application/json\r\n",  # an answer
-    "Content-Length: …\r\nConnection: close\r\n\r\n",
+    "HTTP/1.1 … …\r\nContent-Type: application/json\r\n",  # an answer
+    "Retry-After: …\r\n",
+    "…Content-Length: …\r\n…Connection: close\r\n\r\n…",
+    "the head is too large",  # as "not an HTTP request"
     "Copy it again from Segment: your source > Settings > API Keys.",  # the end of a problem
 }
 

@@ -631,7 +631,7 @@ class Request:
 def test_a_request_is_freed_once_it_is_answered(monkeypatch):
     """Kept alive by itself it would stay, with its body, until the garbage collector comes by: 13 MB under load."""
     monkeypatch.setattr("worker.GeventWorker.handle_request", lambda *_: None)
-    connection = SimpleNamespace(give_turn=lambda: None, flush=lambda: None)
+    connection = SimpleNamespace(give_turn=lambda: None, flush=lambda: None, genuine=True)
     request = Request()
     gone = weakref.ref(request)
     object.__new__(Worker).handle_request("", request, connection, "")
@@ -647,7 +647,7 @@ def test_a_request_is_freed_once_it_is_answered(monkeypatch):
 def test_a_request_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr("worker.GeventWorker.handle_request", lambda *_: gevent.sleep(60))
     monkeypatch.setattr("worker.LONGEST", 0.01)
-    connection = SimpleNamespace(give_turn=lambda: None, flush=lambda: None)
+    connection = SimpleNamespace(give_turn=lambda: None, flush=lambda: None, genuine=True)
     with pytest.raises(RuntimeError, match="it hangs"):  # which gets a 503
         object.__new__(Worker).handle_request("", Request(), connection, "")
 

@@ -186,7 +186,8 @@ def test_when_the_arbiter_is_killed_workers_leave_gracefully(start, segment):
     segment.hold()
     with ThreadPoolExecutor(20) as pool:
         posted = [pool.submit(relay.post, make_event(number)) for number in range(20)]
-        until(lambda: segment.busy >= 15)  # a worker's others are in its queue
+        # What a worker has above 15 uploads is in its queue.
+        until(lambda: sum(len(upload) for upload in segment.uploads) >= 15)
         relay.process.kill()
         threading.Timer(1.2, segment.release).start()
         again = start(segment, PORT=str(relay.port), wait=False)  # at once, as a supervisor does
