@@ -284,7 +284,7 @@ def test_the_heads_of_a_worker_are_bounded(start, segment):
         clients = [connect(stack, relay) for _ in range(64)]
         for client in clients:
             client.sendall(HEAD + b"X: " + b"y" * 60_000 + b"\r\nContent-Length: 2\r\n\r\n{}")
-        assert {status_on(client) for client in clients} <= {401, 422}
+        assert {status_on(client) for client in clients} == {422}
 
 
 UNREAD = {
@@ -343,7 +343,7 @@ def test_lines_of_all_workers_are_whole(start, segment):
     assert sorted(kept) == sorted(letter["event_id"] for letter in letters)
 
 
-@pytest.mark.parametrize("limit", [64, 124, 200, 260, 323])
+@pytest.mark.parametrize("limit", [64, 124, 200, 260, 299])
 def test_too_few_open_files_are_a_message_at_the_start(limit):
     gunicorn = f'ulimit -n {limit}; exec "{sys.executable}" -m gunicorn "app:create_app()"'
     env = environment(None, {"PATH": os.environ["PATH"], "PORT": str(free_port())})

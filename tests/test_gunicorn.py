@@ -610,8 +610,7 @@ def test_nothing_personal_in_the_log_of_failures(start, segment):
         segment.fault = fault
         relay.post(personal)
     relay.post(personal, headers={})
-    relay.post(b"secret-junk")
-    assert relay.post(b"[]").status_code == 202
+    relay.post(b"secret-junk", headers={})
     until(lambda: "answered 503: Segment answered 500" in relay.log)
     relay.kill()
     for secret in ("secret", SIGNING_KEY, WRITE_KEY):
@@ -652,7 +651,7 @@ def test_a_request_that_hangs_is_ended(monkeypatch):
         object.__new__(Worker).handle_request("", Request(), connection, "")
 
 
-@pytest.mark.parametrize(("number", "status"), [(10, 401), (15, 503)])
+@pytest.mark.parametrize(("number", "status"), [(10, 422), (15, 503)])
 def test_fields_after_a_body_are_bounded(relay, number, status):
     fields = b"".join(b"X-%d: %s\r\n" % (n, b"y" * 5_000) for n in range(number))
     with socket.create_connection(("127.0.0.1", relay.port), timeout=10) as client:

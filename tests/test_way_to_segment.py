@@ -391,7 +391,7 @@ def test_endless_answers_hold_up_nobody_and_take_no_memory(start, segment, fault
     segment.faults.extend([fault] * 16)
     with ThreadPoolExecutor(8) as pool:
         attacked = [pool.submit(relay.post, make_event(f"attacked-{number}")) for number in range(8)]
-        until(lambda: len([r for r in segment.requests if r["fault"] == fault]) >= 4)
+        until(lambda: any(request["fault"] == fault for request in segment.requests))
         honest = [relay.post(make_event(f"honest-{number}")) for number in range(20)]
         answers = [job.result() for job in attacked]
     assert all(answer.seconds < 4 for answer in [*honest, *answers])
