@@ -1,6 +1,6 @@
 """Count the instructions that a webhook costs, the relay beside bare Flask (`make bench-count`).
 
-Needs valgrind (`apt-get install valgrind`). A count doesn't depend on what else the machine does.
+Needs valgrind (`apt-get install valgrind`). A busy machine moves a count by a few percent only.
 Both run under the same gunicorn settings: one worker, one connection, one webhook after the other,
 and a Segment in another process that answers at once. Each runs for SHORT and for LONG webhooks;
 the difference leaves out the start and the end.
