@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 PYTEST = .venv/bin/python -m pytest -n 3 --dist loadfile
 PORT ?= 8080
 
-.PHONY: help install run test test-fast lint soak soak-proxies week bench audit lock clean
+.PHONY: help install run test test-fast lint soak soak-proxies week thirty bench bench-count audit lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,8 +38,14 @@ soak-proxies: .venv/dev ## Check that no event is lost behind Caddy, nginx and H
 week: .venv/dev ## Print what each answer costs in a week (the table in docs/design.md)
 	@.venv/bin/python proof/week.py
 
-bench: .venv/dev ## Measure the relay against bare Flask and others (needs wrk; writes docs/performance.md)
+thirty: .venv/dev ## Show what thirty lines would do where this relay has more (the table in docs/design.md)
+	@.venv/bin/python bench/thirty.py
+
+bench: .venv/dev ## Measure the relay beside aiohttp, Go and others (needs wrk; writes docs/performance.md)
 	.venv/bin/python bench/bench.py
+
+bench-count: .venv/dev ## Count a webhook's instructions, beside bare Flask's (needs valgrind)
+	@.venv/bin/python bench/count.py
 
 # Strict: a package that could not be looked up counts as a failure.
 audit: .venv/dev ## Look up known vulnerabilities of the pinned packages

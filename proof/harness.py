@@ -99,8 +99,11 @@ class Relay:
         if self._listener:
             # systemd's protocol: the socket is descriptor 3, and LISTEN_PID the process it is for.
             fd = self._listener.fileno()
-            script = f'exec 3<&{fd}; [ {fd} = 3 ] || exec {fd}<&-; LISTEN_PID=$$ exec "$@"'
-            command, fds, env = ["/bin/sh", "-c", script, "sh", *command], [fd], env | {"LISTEN_FDS": "1"}
+            script = (
+                f"import os, sys; os.dup2({fd}, 3); {fd} == 3 or os.close({fd}); "
+                "os.environ['LISTEN_PID'] = str(os.getpid()); os.execvp(sys.argv[1], sys.argv[1:])"
+            )
+            command, fds, env = [sys.executable, "-c", script, *command], [fd], env | {"LISTEN_FDS": "1"}
         self.process = subprocess.Popen(
             command, cwd=self._folder, env=env, pass_fds=fds, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
