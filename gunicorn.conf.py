@@ -9,7 +9,7 @@ from gunicorn import glogging
 
 import logs
 import shared
-from config import Config, ConfigError
+from config import VERSION, Config, ConfigError
 from ops import preflight
 from worker import Worker
 
@@ -44,6 +44,7 @@ def on_starting(server: Any) -> None:
             sys.exit(str(error))
         server.log.critical(str(error))
         sys.exit(1)
+    server.log.info("Route to Segment %s", VERSION)
     for warning in _config.warnings:
         server.log.warning(warning)
 
