@@ -8,7 +8,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 PYTEST = .venv/bin/python -m pytest -n 3 --dist loadfile
 PORT ?= 8080
 
-.PHONY: help install run test test-fast lint soak soak-proxies week thirty bench bench-count audit lock clean
+.PHONY: help install run test test-fast lint soak soak-proxies image-test week thirty bench bench-count audit lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,9 @@ soak: .venv/dev ## Check that no event is lost while everything fails (SECONDS=6
 soak-proxies: .venv/dev ## Check that no event is lost behind Caddy, nginx and HAProxy (SECONDS=20 for each)
 	.venv/bin/python proof/soak_proxies.py $(or $(SECONDS),20)
 
+image-test: .venv/bin/python ## Build the image and try it, with Docker or Podman (BUILD= arguments for the build)
+	.venv/bin/python proof/image.py $(BUILD)
+
 week: .venv/dev ## Print what each answer costs in a week (the table in docs/design.md)
 	@.venv/bin/python proof/week.py
 
@@ -55,9 +58,10 @@ audit: .venv/dev ## Look up known vulnerabilities of the pinned packages
 		echo "a package at pypi.org (it says so above). In that case run it from a machine that can."; \
 		exit 1; }
 
+# The header of what it writes has the command, where Dependabot finds its options.
 lock: .venv/dev ## Pin the dependencies again, with hashes (UPGRADE=--upgrade for newer versions)
-	CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/pip-compile -q --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url --no-emit-find-links $(UPGRADE) requirements.in
-	CUSTOM_COMPILE_COMMAND="make lock" .venv/bin/pip-compile -q --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url --no-emit-find-links $(UPGRADE) requirements-dev.in
+	.venv/bin/pip-compile -q --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url --no-emit-find-links $(UPGRADE) requirements.in
+	.venv/bin/pip-compile -q --strip-extras --allow-unsafe --generate-hashes --no-emit-index-url --no-emit-find-links $(UPGRADE) requirements-dev.in
 
 clean: ## Delete .venv
 	rm -rf .venv

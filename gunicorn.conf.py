@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # with -c, gunicorn ma
 
 import logs
 import shared
-from config import Config, ConfigError
+from config import VERSION, Config, ConfigError
 from ops import preflight
 from worker import MAX_HEAD, Worker
 
@@ -53,6 +53,7 @@ def on_starting(server: Any) -> None:
         _refuse(server, _error)
     if problem := _worker_problem(server) or preflight.open_files_problem() or _port_problem(server):
         _refuse(server, ConfigError([problem]))
+    server.log.info("Route to Segment %s", VERSION)
     for warning in filter(None, [*_config.warnings, _script_name_warning()]):
         server.log.warning(warning)
 

@@ -15,6 +15,8 @@ import pytest
 from conftest import KEYS, ROOT, InProcess, Relay, answers, environment, free_port, make_event, sign, until
 from harness import APP, GUNICORN
 
+from config import VERSION
+
 
 def test_procfile():
     assert (ROOT / "Procfile").read_text() == 'web: gunicorn "app:create_app()"\n'
@@ -42,6 +44,11 @@ def test_every_problem_in_one_message_and_no_worker(start, tmp_path):
     assert f"Is a directory ({tmp_path}, as the user " in log
     assert "Traceback" not in log
     assert "Booting worker" not in log
+
+
+def test_the_log_begins_with_the_version(start):
+    relay = start()
+    assert relay.log.count(f"[INFO] Route to Segment {VERSION}\n") == 1
 
 
 def test_warnings_are_logged_once_and_no_secret_with_them(start, segment):
