@@ -19,7 +19,11 @@ RESERVED = frozenset(
 
 # Customer.io is itself a Segment destination. Without this an opened email would come
 # back to Customer.io as an event, and could set off the campaign that sends the next one.
-NO_ECHO = {"Customer.io": False, "Customer.io (Actions)": False}
+# The names are those of Segment's catalogue, the classic destination's first; it only counts one that it doesn't know.
+NO_ECHO = dict.fromkeys(
+    ("Customer.io", "Actions Customerio", "Customer.io Actions", "Customer.io (Actions)"),
+    False,
+)
 
 # Where the person's email address stands, the first one first; `recipient` holds it in an email's events.
 ADDRESSES = ("identifiers.email", "email_address", "recipient")
