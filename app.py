@@ -12,22 +12,20 @@ from flask.typing import ResponseReturnValue
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 
-from body import Bodies
 from config import Config
-from dead_letters import DeadLetters
-from delivery import Delivery, Message
-from key_check import KeyCheck, check_call
-from message import to_message
-from ops import page, preflight
-from ops.inspector import Inspector
-from ops.metrics import Metrics
-from ops.observe import observe
-from outcomes import DELIVERED, DRY_RUN, ENDS, REJECTED, Ended, Outcome, Rejected, RetryLater
-from segment_client import SegmentClient
-from shared import Shared, of_service
-from signature import verify
+from ops.watch import watch
+from relay.body import Bodies
+from relay.dead_letters import DeadLetters
+from relay.delivery import Delivery, Message
+from relay.key_check import KeyCheck, check_call
+from relay.message import to_message
+from relay.outcomes import DELIVERED, DRY_RUN, ENDS, REJECTED, Ended, Outcome, Rejected, RetryLater
+from relay.segment import SegmentClient
+from relay.signature import verify
+from relay.webhook import current
+from server import log, preflight
+from server.shared import Shared, of_service
 from translate import NotAnObject, Undeliverable, Untranslatable, parse, translate
-from webhook import current
 
 # Customer.io gives up after 4 s (docs.customer.io, Reporting webhooks, "Timeouts and failures").
 # Half a second is left for the way there and back.
@@ -59,16 +57,14 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     config = config or Config.from_env(os.environ, bundle_problem=preflight.bundle_problem)
     mapping = config.mapping()
     segment = SegmentClient(config.segment_write_key, config.segment_host, config.proxy, config.ca_bundle)
-    metrics = Metrics(shared, config)
-    delivery = Delivery(metrics.counted(segment.upload), shared.pause)
+    app = App(__name__, static_folder=None)
+    count_uploads = watch(app, config, shared)
+    delivery = Delivery(count_uploads(segment.upload), shared.pause)
     # One messageId, so that Segment keeps one however many are sent.
     check_event = check_call(config.event_prefix, config.event_names)
     key_check = KeyCheck(lambda deadline: delivery.upload([to_message(check_event)], deadline))
-    letters = DeadLetters(config.dead_letter_file)
+    letters = DeadLetters(config.dead_letter_file, log.stream())
     bodies = Bodies()
-    inspector = Inspector(config)
-    app = App(__name__, static_folder=None)
-    observe(app, config, metrics, inspector)
 
     @app.post("/webhook", provide_automatic_options=False)
     def receive() -> ResponseReturnValue:
@@ -110,7 +106,6 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
             raise Undeliverable(error.reason, error.detail) from None
 
     app.add_url_rule("/health", view_func=health, provide_automatic_options=False)
-    app.register_blueprint(page.blueprint(config, metrics, shared.started, inspector))
     for kind, (status, outcome) in ENDS.items():
         app.register_error_handler(kind, partial(ended, status, outcome))
     app.register_error_handler(HTTPException, other_route)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-import proxies
+from relay import proxies
 from translate import ADDRESSES, CUSTOMERIO, NAMES, namespace
 
 VERSION = "1.0.0"

@@ -10,11 +10,10 @@ from gunicorn import glogging
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # with -c, gunicorn may have been started anywhere
 
-import logs
-import shared
 from config import VERSION, Config, ConfigError
-from ops import preflight
-from worker import MAX_HEAD, Worker
+from server import log as logs
+from server import preflight, shared
+from server.worker import MAX_HEAD, Worker
 
 
 def _read_config() -> tuple[Config, ConfigError | None]:

@@ -16,17 +16,18 @@ from uuid import uuid4
 import click
 import requests
 
-import signature
 from config import MAPPING, Config, ConfigError
-from delivery import Message, fitting, parts
-from key_check import check_call
-from message import to_message
-from ops import preflight, samples
-from ops.check import TIMEOUT, check, wrong_settings
+from ops import samples
+from ops.check.command import TIMEOUT, check, wrong_settings
 from ops.envfile import variables
 from ops.found import Found, find
-from outcomes import RateLimited, Rejected, RetryLater, TransientError
-from segment_client import SegmentClient
+from relay import signature
+from relay.delivery import Message, fitting, parts
+from relay.key_check import check_call
+from relay.message import to_message
+from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
+from relay.segment import SegmentClient
+from server import preflight
 from translate import Untranslatable, parse, translate
 
 ATTEMPTS = 6  # for each upload of a replay, a second apart and then twice as long each time

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from config import Config, ConfigError
-from ops.preflight import file_problem, open_files_problem, port_problem
+from server.preflight import file_problem, open_files_problem, port_problem
 
 BANNER = """
 Trying out the relay at http://localhost:{port}. DRY_RUN is on: nothing is sent to Segment.

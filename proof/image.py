@@ -20,7 +20,7 @@ from harness import KEYS, ROOT, SIGNING_KEY, answers, free_port, until
 
 sys.path.insert(0, str(ROOT))
 from config import VERSION
-from signature import sign
+from relay.signature import sign
 
 ENGINES = ("docker", "podman", "buildah")
 NAME = f"relay-image-test-{os.getpid()}"  # of the image, the container and the volume

@@ -31,8 +31,8 @@ from fake_segment import FAULTS, FakeSegment
 from harness import KEYS, ROOT, SIGNING_KEY, WRITE_KEY, Relay, megabytes, until
 
 sys.path.insert(0, str(ROOT))
-from delivery import MAX_SPLITS, MAX_UPLOADS
 from ops.found import find
+from relay.delivery import MAX_SPLITS, MAX_UPLOADS
 from translate import namespace
 
 WEBHOOKS = 48

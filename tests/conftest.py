@@ -16,11 +16,11 @@ from fake_segment import FakeSegment
 from harness import KEYS, ROOT, SIGNING_KEY, WRITE_KEY, answers, free_port, until
 from hypothesis import HealthCheck, settings
 
-import logs
 from app import create_app
 from config import Config
-from ops import page
-from shared import Shared
+from ops.page import routes as page
+from server import log as logs
+from server.shared import Shared
 
 __all__ = ["KEYS", "ROOT", "SIGNING_KEY", "WRITE_KEY", "answers", "free_port", "until"]
 
@@ -131,7 +131,7 @@ class NoTimer:
 @pytest.fixture(autouse=True)
 def no_thread_outlives_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """Log repetitions are off in-process, so that no timer outlives its test."""
-    monkeypatch.setattr("logs.Timer", NoTimer)
+    monkeypatch.setattr("server.log.Timer", NoTimer)
 
 
 @pytest.fixture(autouse=True)

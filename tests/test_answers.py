@@ -13,7 +13,7 @@ from fake_segment import FAULTS, LATE
 
 from config import ConfigError
 from ops.found import find
-from ops.metrics import Metrics
+from ops.monitor.metrics import Metrics
 
 
 def letters(text):
@@ -109,7 +109,7 @@ def test_503_when_the_disk_is_full(segment, tmp_path, monkeypatch):
 
     path = tmp_path / "letters"
     client = InProcess(segment, DEAD_LETTER_FILE=str(path))
-    monkeypatch.setattr("dead_letters.os.fsync", is_full)
+    monkeypatch.setattr("relay.letter_file.os.fsync", is_full)
     assert client.post(make_event(metric=None)).status_code == 503
     assert client.post(make_event("a")).status_code == 200
     assert path.read_bytes() == b""

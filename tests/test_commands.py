@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from conftest import KEYS, ROOT, WRITE_KEY, InProcess, free_port, make_event
 
 from ops.__main__ import main
-from ops.preflight import file_problem
+from server.preflight import file_problem
 from translate import NO_ECHO
 
 NO_SETTINGS = dict.fromkeys(KEYS)

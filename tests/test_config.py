@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from config import Config, ConfigError
-from segment_client import SegmentClient
+from relay.segment import SegmentClient
 
 KEY = "0123456789abcdefghijklmnopqrstuv"
 GOOD = {"SEGMENT_WRITE_KEY": KEY, "CUSTOMERIO_SIGNING_KEY": "s3cret"}

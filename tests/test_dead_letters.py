@@ -15,10 +15,10 @@ import harness
 import pytest
 from conftest import ROOT, Client, InProcess, Relay, answers, environment, free_port, make_event, until
 
-import dead_letters
-import logs
-from dead_letters import append, log_lines
 from ops.found import find
+from relay import dead_letters
+from relay.dead_letters import append, log_lines
+from server import log as logs
 
 CROWD = 64
 
@@ -143,7 +143,7 @@ def test_a_letter_that_finds_no_room_leaves_the_file_as_it_was(tmp_path, monkeyp
     path = tmp_path / "letters"
     path.write_text("before")
     write = os.write
-    monkeypatch.setattr("dead_letters.os.write", lambda file, content: write(file, content[:3]))
+    monkeypatch.setattr("relay.letter_file.os.write", lambda file, content: write(file, content[:3]))
     with pytest.raises(OSError, match="No space left"):
         append(str(path), b"next\n", time.monotonic() + 5)
     assert path.read_text() == "before"
@@ -157,10 +157,10 @@ def test_what_fails_in_the_thread_fails_in_the_request(segment, tmp_path, monkey
 
     for _ in range(2 * dead_letters.WRITERS):
         with monkeypatch.context() as patch:
-            patch.setattr("dead_letters.append", fails)
+            patch.setattr("relay.dead_letters.append", fails)
             assert client.post(nameless(1)).json()["reason"] == "the relay failed on it"
         with monkeypatch.context() as patch:
-            patch.setattr("dead_letters.get_original", fails)  # no thread can be started
+            patch.setattr("relay.dead_letters.get_original", fails)  # no thread can be started
             assert client.post(nameless(1)).json()["reason"] == "the relay failed on it"
     assert client.post(nameless(1)).status_code == 202
 
@@ -179,7 +179,7 @@ LETTERS = {  # an event -> how many lines its letter has
 @pytest.mark.parametrize(("event", "number"), LETTERS.values(), ids=LETTERS.keys())
 def test_a_line_on_the_log_has_at_most_4096_bytes(event, number):
     letter = dead_letters.line(event, "why")
-    lines = list(log_lines(letter))
+    lines = list(log_lines(letter, 4096))
     assert len(lines) == number
     assert max(map(len, lines)) <= 4096
     assert all(line.endswith(b"\n") and line.count(b"\n") == 1 and json.loads(line) for line in lines)
@@ -326,7 +326,7 @@ def test_a_stream_never_waits_and_its_descriptor_stays_as_it_was(ends, monkeypat
             return open_(path, *how)
 
         with monkeypatch.context() as patch:
-            patch.setattr("logs.os.open", refuse)
+            patch.setattr("server.log.os.open", refuse)
             write = logs.never_waiting(writer)
     else:
         write = logs.never_waiting(writer)

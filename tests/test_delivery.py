@@ -8,8 +8,8 @@ import gevent
 import pytest
 from conftest import until
 
-import delivery
-from delivery import (
+from relay import delivery
+from relay.delivery import (
     MAX_BATCH,
     MAX_BATCH_BYTES,
     MAX_UPLOADS,
@@ -18,8 +18,8 @@ from delivery import (
     fitting,
     parts,
 )
-from outcomes import RateLimited, Rejected, RetryLater, TransientError
-from shared import MAX_PAUSE, Pause
+from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
+from server.shared import MAX_PAUSE, Pause
 
 
 class Segment:

@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT
 
 from config import KEYS, SETTINGS, VERSION, Config, ConfigError
-from message import to_message
-from outcomes import ENDS
+from relay.message import to_message
+from relay.outcomes import ENDS
 from translate import parse, translate
 
 README = (ROOT / "README.md").read_text()
@@ -160,9 +160,12 @@ def test_every_table_of_tests_is_in_its_file(files, tables):
     assert [name for name in tables if not re.search(rf"^{name} = ", text, re.MULTILINE)] == []
 
 
-def test_every_module_is_in_the_design():
-    named = [re.search(r"\(\.\./([\w.]+)\)", file)[1] for file, *_ in rows(DESIGN) if file.startswith("[")]
-    assert sorted(named) == sorted(["ops", *(path.name for path in ROOT.glob("*.py"))])
+MODULES = sorted(relative(path) for room in (".", "relay", "server") for path in (ROOT / room).glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("name", [*MODULES, "ops"])
+def test_every_module_is_in_the_design(name):
+    assert f"](../{name})" in DESIGN
 
 
 def test_the_latest_version_is_in_the_changelog():
@@ -217,10 +220,10 @@ def test_every_dependency_is_pinned_with_a_hash(name):
 # The log. -----------------------------------------------------------------------------------------
 
 # What a live relay can log stands in these.
-TABLES = {"outcomes.py", "translate.py"}  # their sentences are read from the table of outcomes
-TO_SEGMENT = {"segment_client.py", "proxies.py"}  # these talk to Segment, not to the log
-LOGGING = [path for path in sorted(ROOT.glob("*.py")) if path.name not in TABLES | TO_SEGMENT]
-LOGGING += [ROOT / "ops/observe.py", ROOT / "ops/preflight.py"]
+TABLES = {"relay/outcomes.py", "translate.py"}  # their sentences are read from the table of outcomes
+TO_SEGMENT = {"relay/segment.py", "relay/proxies.py"}  # these talk to Segment, not to the log
+LOGGING = [ROOT / name for name in MODULES if name not in TABLES | TO_SEGMENT]
+LOGGING.append(ROOT / "ops/monitor/observe.py")
 SENTENCES = {sentence.replace("{}", "…") for kind in ENDS for sentence in kind.sentences.values()}
 NOT_LOGGED = {
     "not set up: no webhook is accepted",  # the page and `check`

@@ -7,9 +7,9 @@ import threading
 import pytest
 from conftest import WRITE_KEY, InProcess, make_event
 
-from delivery import Message
-from outcomes import RetryLater
-from segment_client import SegmentClient
+from relay.delivery import Message
+from relay.outcomes import RetryLater
+from relay.segment import SegmentClient
 
 SUCCESS = b'HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n{"success": true}'
 
@@ -30,8 +30,8 @@ class Scripted:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self.server.accept()
-                threading.Thread(target=self._play, args=(connection, self.connections), daemon=True).start()
                 self.connections += 1
+                threading.Thread(target=self._play, args=(connection, self.connections - 1), daemon=True).start()
 
     def _play(self, connection, number):
         with connection, contextlib.suppress(OSError):
@@ -190,7 +190,7 @@ def test_the_second_address_is_tried_when_the_first_is_silent(scripted, monkeypa
         take(connection)
         connection.sendall(SUCCESS)
 
-    monkeypatch.setattr("segment_client.CONNECT_SECONDS", 0.2)  # as long as it takes to be sure, on loopback
+    monkeypatch.setattr("relay.segment.CONNECT_SECONDS", 0.2)  # as long as it takes to be sure, on loopback
     segment = scripted(script)
     port = int(segment.url.rsplit(":", 1)[1])
     # A socket that listens with a full backlog answers no further connection: silence, on loopback.

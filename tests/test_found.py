@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dead_letters import log_lines
 from ops.found import find
+from relay.dead_letters import log_lines
 
 MISSING = TORN = "a dead letter that is not whole"
 
@@ -170,7 +170,7 @@ LONGER = OTHER | {"data": {"customer_id": "16", "variables": LOOKALIKE, "subject
 
 
 def parts(event, **more):
-    return [line.decode().rstrip("\n") for line in log_lines(text(letter(event, **more)))]
+    return [line.decode().rstrip("\n") for line in log_lines(text(letter(event, **more)), 4096)]
 
 
 A, B = parts(LONG), parts(LONGER)

@@ -34,8 +34,8 @@ from conftest import (
 )
 from fake_segment import FakeSegment
 
-from delivery import MAX_UPLOADS
-from worker import Worker
+from relay.delivery import MAX_UPLOADS
+from server.worker import Worker
 
 
 def statuses(answers):
@@ -397,7 +397,7 @@ def test_a_rate_limit_is_kept_by_all_workers(start, segment):
 
 def test_a_rate_limit_is_kept_for_five_seconds_at_most(client, segment, monkeypatch):
     now = 1_000.0
-    monkeypatch.setattr("shared.monotonic", lambda: now)
+    monkeypatch.setattr("server.shared.monotonic", lambda: now)
     segment.faults.append("429:300")
     answer = client.post(make_event("a"))
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
@@ -629,7 +629,7 @@ class Request:
 
 def test_a_request_is_freed_once_it_is_answered(monkeypatch):
     """Kept alive by itself it would stay, with its body, until the garbage collector comes by: 13 MB under load."""
-    monkeypatch.setattr("worker.GeventWorker.handle_request", lambda *_: None)
+    monkeypatch.setattr("server.worker.GeventWorker.handle_request", lambda *_: None)
     connection = SimpleNamespace(give_turn=lambda: None, flush=lambda: None, genuine=True)
     request = Request()
     gone = weakref.ref(request)
@@ -644,8 +644,8 @@ def test_a_request_is_freed_once_it_is_answered(monkeypatch):
 
 
 def test_a_request_that_hangs_is_ended(monkeypatch):
-    monkeypatch.setattr("worker.GeventWorker.handle_request", lambda *_: gevent.sleep(60))
-    monkeypatch.setattr("worker.LONGEST", 0.01)
+    monkeypatch.setattr("server.worker.GeventWorker.handle_request", lambda *_: gevent.sleep(60))
+    monkeypatch.setattr("server.worker.LONGEST", 0.01)
     connection = SimpleNamespace(give_turn=lambda: None, flush=lambda: None, genuine=True)
     with pytest.raises(RuntimeError, match="it hangs"):  # which gets a 503
         object.__new__(Worker).handle_request("", Request(), connection, "")

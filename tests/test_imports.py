@@ -1,14 +1,17 @@
-"""Importing any module, and making an app, changes nothing else in the process."""
+"""What an import may do, and who may import whom."""
 
+import ast
 import os
 import subprocess
 import sys
 
+import pytest
 from conftest import KEYS, ROOT
 
+ROOMS = ("relay", "server", "ops")
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for path in [*ROOT.glob("*.py"), *(ROOT / "ops").glob("*.py")]
+    for path in [*ROOT.glob("*.py"), *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))]
     if path.stem not in ("__init__", "gunicorn.conf")
 )
 
@@ -57,7 +60,7 @@ from segment.analytics import request as segment
 before = segment._session, select.poll, socket.socket, threading.Thread, time.sleep, ssl.SSLContext
 from app import create_app
 from config import Config
-from shared import Shared
+from server.shared import Shared
 app = create_app(Config.from_env({"DRY_RUN": "1"}), Shared())
 assert app.test_client().post("/webhook", json={"metric": "m", "data": {"customer_id": "1"}}).status_code == 200
 after = segment._session, select.poll, socket.socket, threading.Thread, time.sleep, ssl.SSLContext
@@ -81,7 +84,7 @@ def run(code):
 
 
 def test_importing_reads_no_settings_and_configures_no_logging():
-    assert {"app", "config", "delivery", "message", "segment_client", "shared", "translate", "ops.page"} <= set(MODULES)
+    assert {"app", "config", "translate", "relay.segment", "server.worker", "ops.page.routes"} <= set(MODULES)
     assert run(IMPORT_ALL) == f"imported {len(MODULES)}\n"
 
 
@@ -93,9 +96,57 @@ def test_the_arbiter_loads_nothing_that_gevent_has_yet_to_patch():
     """A worker patches the standard library after the fork: threads and sockets imported before stay as they were."""
     code = (
         "import runpy, sys; runpy.run_path('gunicorn.conf.py')\n"
-        "late = {'app', 'body', 'delivery', 'dead_letters', 'key_check', 'message', 'requests', 'segment_client'}\n"
+        "late = {'app', 'relay.body', 'relay.delivery', 'relay.dead_letters', 'relay.key_check', 'relay.segment', 'requests'}\n"
         "print(sorted(late & set(sys.modules)))"
     )
     env = KEYS | {"PATH": os.environ["PATH"]}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+# A room of ours -> the rooms that it may import from: arrows run one way.
+ARROWS = {
+    "translate": set(),
+    "relay": {"relay", "translate"},
+    "server": {"server", "relay"},
+    "config": {"relay", "translate"},
+    "ops": {"ops", "server", "relay", "config", "translate"},
+    "app": {"ops", "server", "relay", "config", "translate"},
+    "gunicorn": {"server", "config"},
+}
+
+
+def room(path):
+    return path.relative_to(ROOT).parts[0].partition(".")[0]
+
+
+def imported(path):
+    """Return the modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level  # a relative import would hide the arrow
+            yield node.module
+
+
+FILES = sorted([*ROOT.glob("*.py"), *(path for name in ROOMS for path in (ROOT / name).rglob("*.py"))])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_run_one_way(path):
+    rooms = {module.partition(".")[0] for module in imported(path)} & set(ARROWS) - {"gunicorn"}
+    assert rooms <= ARROWS[room(path)]
+
+
+def test_the_application_knows_what_people_see_by_one_import():
+    assert {module for module in imported(ROOT / "app.py") if module.startswith("ops")} == {"ops.watch"}
+
+
+PURE = ["translate.py", "config.py", "relay/outcomes.py", "relay/signature.py", "relay/proxies.py"]
+IMPURE = {"flask", "requests", "os", "time", "socket", "gevent", "gunicorn"}
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_import_neither_flask_nor_requests_nor_os(name):
+    assert {module.partition(".")[0] for module in imported(ROOT / name)} & IMPURE == set()

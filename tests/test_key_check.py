@@ -6,8 +6,8 @@ from time import monotonic
 import pytest
 from conftest import InProcess, make_event, until
 
-from key_check import IN_A_ROW, PROBE_EVERY, KeyCheck
-from outcomes import RateLimited, Rejected, RetryLater, TransientError
+from relay.key_check import IN_A_ROW, PROBE_EVERY, KeyCheck
+from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
 from translate import NO_ECHO
 
 NOT_SEGMENT = "what answered is not Segment: check SEGMENT_HOST and proxies"
@@ -26,7 +26,7 @@ class Case:
         self.answer = None  # to a probe: None, or the exception
         self.probes = 0
         self.check = KeyCheck(self.probe)
-        monkeypatch.setattr("key_check.monotonic", lambda: self.now)
+        monkeypatch.setattr("relay.key_check.monotonic", lambda: self.now)
 
     def probe(self, seconds):
         assert seconds > 0

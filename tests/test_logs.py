@@ -11,8 +11,8 @@ import pytest
 from conftest import SIGNING_KEY, WRITE_KEY, InProcess, Relay, environment, make_event, sign, until
 from fake_segment import FakeSegment
 
-import logs
-from logs import REPEAT_AFTER, Json, Repeats
+from server import log as logs
+from server.log import REPEAT_AFTER, Json, Repeats
 
 
 @pytest.fixture

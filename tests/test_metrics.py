@@ -14,12 +14,12 @@ import pytest
 from conftest import ROOT, InProcess, make_event, sign, until
 from prometheus_client.parser import text_string_to_metric_families
 
-import shared
 from config import VERSION, Config
 from ops import samples
-from ops.metrics import MINUTES, Metrics, kind
-from outcomes import REASONS
-from shared import ROWS, Counts, Shared
+from ops.monitor.metrics import MINUTES, Metrics, kind
+from relay.outcomes import REASONS
+from server import shared
+from server.shared import ROWS, Counts, Shared
 
 CONFIG = Config.from_env({"DRY_RUN": "1"})
 NONE = dict.fromkeys(REASONS, 0)
@@ -164,7 +164,7 @@ AGES = {"just now": (0, "1.0"), "a minute": (40, "60.0"), "a day": (80_000, "864
 
 @pytest.mark.parametrize(("age", "bucket"), AGES.values(), ids=AGES.keys())
 def test_how_old_an_event_is_when_it_is_delivered(client, monkeypatch, age, bucket):
-    monkeypatch.setattr("ops.observe.time", lambda: 1_700_000_000.5)
+    monkeypatch.setattr("ops.monitor.observe.time", lambda: 1_700_000_000.5)
     client.post(make_event(timestamp=1_700_000_000.5 - age))
     buckets = {key[1]: value for key, value in samples_of(client).items() if key[0] == "relay_event_age_seconds_bucket"}
     assert [bound for bound, value in buckets.items() if value] == list(buckets)[list(buckets).index(bucket) :]
@@ -418,7 +418,7 @@ def test_the_last_row_and_the_last_column_are_within_the_memory():
 
 def test_the_chart_has_the_last_sixty_minutes(monkeypatch):
     now = 1_700_000_000.0
-    monkeypatch.setattr("ops.metrics.time.time", lambda: now)
+    monkeypatch.setattr("ops.monitor.metrics.time.time", lambda: now)
     memory = Shared()
     metrics = Metrics(memory, CONFIG)
     for minute in range(200):
@@ -445,7 +445,7 @@ def test_the_first_genuine_webhook_is_the_first_of_all_workers(monkeypatch):
     metrics = Metrics(memory, CONFIG)
     assert metrics.first_genuine() == 0
     for row, now in ((3, 200.0), (1, 100.0), (3, 300.0), (1, 400.0)):
-        monkeypatch.setattr("ops.metrics.time.time", lambda now=now: now)
+        monkeypatch.setattr("ops.monitor.metrics.time.time", lambda now=now: now)
         memory.counts.use_row(row)
         metrics.genuine()
     assert metrics.first_genuine() == 100

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, SIGNING_KEY, WRITE_KEY, InProcess, make_event, sign, until
 
-from ops import metrics, page, samples
-from shared import Shared
+from ops import samples
+from ops.monitor import metrics
+from ops.page import routes as page
+from server.shared import Shared
 from translate import translate
 
 JSON = {"Content-Type": "application/json"}
@@ -73,7 +75,7 @@ def test_a_live_relay_remembers_no_webhook(client):
     client.post(make_event("nowhere-to-be-found"))
     import gc
 
-    from ops.inspector import Webhook
+    from ops.page.inspector import Webhook
 
     assert not any(isinstance(thing, Webhook) and b"nowhere-to-be-found" in thing.body for thing in gc.get_objects())
 
@@ -95,7 +97,7 @@ def test_script_and_style_are_ours_small_and_not_inline(dry):
         "/static/page.js", "/static/page.css", "/metrics"
     }  # fmt: skip
     assert not re.search(r"<style|style=|<script[^>]*>[^<]| on[a-z]+=", html)
-    assert sum(path.stat().st_size for path in (ROOT / "ops/static").iterdir()) < 25_000
+    assert sum(path.stat().st_size for path in (ROOT / "ops/page/static").iterdir()) < 25_000
     assert dry.get("/static/..%2fpage.py").status_code == 404
 
 
@@ -212,7 +214,7 @@ TROUBLES = {
 
 @pytest.mark.parametrize(("fault", "key", "remedy"), TROUBLES.values(), ids=TROUBLES.keys())
 def test_a_failure_is_a_trouble_until_it_is_followed_by_success(live, segment, monkeypatch, fault, key, remedy):
-    monkeypatch.setattr("shared.MAX_PAUSE", 0.1)
+    monkeypatch.setattr("server.shared.MAX_PAUSE", 0.1)
     segment.fault = fault
     assert live.post(make_event(1)).status_code == 503
     html = live.get("/").text
@@ -629,7 +631,7 @@ def test_a_large_webhook_is_cut_says_so_and_can_be_had_whole(dry):
 
 
 def test_of_very_much_only_the_beginning_is_kept(dry, monkeypatch):
-    monkeypatch.setattr("ops.inspector.MAX_HELD", 1_000_000)
+    monkeypatch.setattr("ops.page.inspector.MAX_HELD", 1_000_000)
     for number in range(3):
         dry.post(make_event(number, data={"customer_id": "1", "content": "x" * 400_000}))
     rows = listed(dry)
@@ -649,7 +651,7 @@ def test_what_nests_deeply_is_shown_as_text(dry, value, capsys):
 
 
 def test_a_failure_of_the_page_changes_no_answer(dry, monkeypatch):
-    monkeypatch.setattr("ops.inspector.Webhook", None)
+    monkeypatch.setattr("ops.page.inspector.Webhook", None)
     assert dry.post(make_event()).json()["status"] == "dry-run"
     assert dry.post(make_event(metric=None)).json()["status"] == "dead-lettered"
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from message import to_message
-from outcomes import Unauthorized
-from signature import ACCEPTED_FOR, verify
+from relay.message import to_message
+from relay.outcomes import Unauthorized
+from relay.signature import ACCEPTED_FOR, verify
 from translate import NO_ECHO, NotAnObject, Undeliverable, namespace, parse, translate
 
 RECEIVED = datetime(2026, 11, 23, tzinfo=UTC)

@@ -18,10 +18,10 @@ from fake_segment import ENDLESS, FAULTS
 from segment.analytics import request as official
 from segment.analytics.client import Client
 
-from delivery import Message
-from message import to_message
-from outcomes import RateLimited, Rejected, RetryLater, TransientError
-from segment_client import IDLE_SECONDS, MAX_IDLE, RECONNECT_AFTER, SegmentClient, interpret
+from relay.delivery import Message
+from relay.message import to_message
+from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
+from relay.segment import IDLE_SECONDS, MAX_IDLE, RECONNECT_AFTER, SegmentClient, interpret
 from translate import translate
 
 SUCCESS = b'{"success": true}'
@@ -230,14 +230,14 @@ def test_a_connection_is_used_for_an_hour_and_while_it_is_not_quiet_for_a_minute
     recorder, uploader, monkeypatch, times, connections
 ):
     for now in times:
-        monkeypatch.setattr("segment_client.monotonic", lambda now=now: 1_000_000.0 + now)
+        monkeypatch.setattr("relay.segment.monotonic", lambda now=now: 1_000_000.0 + now)
         uploader.upload([MESSAGE], 5)
     assert recorder.connections() == connections
 
 
 def test_connections_that_nobody_needs_any_more_are_closed(four_idle, segment, monkeypatch):
     now = time.monotonic() + IDLE_SECONDS - 1
-    monkeypatch.setattr("segment_client.monotonic", lambda: now)
+    monkeypatch.setattr("relay.segment.monotonic", lambda: now)
     four_idle.upload([MESSAGE], 5)
     assert segment.open_connections == 4
     now += 2

@@ -2,8 +2,8 @@
 
 import pytest
 
-from outcomes import Unauthorized
-from signature import verify
+from relay.outcomes import Unauthorized
+from relay.signature import verify
 
 # Made by: printf 'v0:%s:%s' 1585250199 '{"metric":"opened"}' | openssl dgst -sha256 -hmac 'first key'
 BODY = b'{"metric":"opened"}'

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from message import MAX_EVENT_BYTES, scrub, to_message
+from relay.message import MAX_EVENT_BYTES, scrub, to_message
 from translate import NAMES, NO_ECHO, NotAnObject, Undeliverable, namespace, parse, translate
 
 EVENTS = Path(__file__).parent / "events"

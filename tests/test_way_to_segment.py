@@ -21,11 +21,11 @@ from harness import megabytes
 from requests.utils import get_environ_proxies, select_proxy
 
 from config import Config, ConfigError
-from delivery import Message
 from ops.__main__ import main
-from outcomes import RetryLater, TransientError
-from proxies import Proxy, parse, variable_for
-from segment_client import SegmentClient
+from relay.delivery import Message
+from relay.outcomes import RetryLater, TransientError
+from relay.proxies import Proxy, parse, variable_for
+from relay.segment import SegmentClient
 
 MESSAGE = Message("1", '{"messageId": "1"}')
 BROKEN = "the connection to Segment failed"

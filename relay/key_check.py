@@ -6,7 +6,7 @@ from time import monotonic
 from typing import Any
 from uuid import uuid4
 
-from outcomes import Rejected, RetryLater
+from relay.outcomes import Rejected, RetryLater
 from translate import NO_ECHO, event_name
 
 IN_A_ROW = 5  # events rejected, and none accepted in between, before the key is in doubt

@@ -1,36 +1,42 @@
 """Keep events that Segment can never take: JSON lines, on the log or in a file."""
 
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 from gevent.monkey import get_original
 
-import logs
-from ops.preflight import open_private
-from outcomes import RetryLater
+from relay.letter_file import append
+from relay.outcomes import RetryLater
 from translate import NotAnObject, Undeliverable, parse
 
+TICK = 0.005  # seconds between two looks at whether a letter is written
 WRITERS = 4  # threads of a worker that write to the file at one time; a hung disk holds no more
 
 # Characters of a letter in one of its parts. As JSON they take at most twice as many bytes.
 PART = 1_900
 
 
+class Log(Protocol):
+    """Where letters go without a file: lines of at most `longest` bytes."""
+
+    longest: int
+
+    def keep(self, lines: Iterable[bytes], deadline: float) -> None:
+        """Write all lines; raise OSError if there is no room for them by `deadline` (on the monotonic clock)."""
+
+
 class DeadLetters:
     """Where dead letters go: the file at `path`, or the log without one."""
 
-    def __init__(self, path: str | None):
+    def __init__(self, path: str | None, log: Log):
         self._path = path
-        self._log = logs.stream()
+        self._log = log
         # Not a semaphore, whose lock belongs to gevent or to real threads: both need this one.
         self._free_writers = deque(range(WRITERS))
 
@@ -48,7 +54,7 @@ class DeadLetters:
                 self._append(self._path, letter.encode() + b"\n", deadline)
             else:
                 # Bypass the logger: LOG_LEVEL must not hide it.
-                self._log.keep(log_lines(letter), deadline)
+                self._log.keep(log_lines(letter, self._log.longest), deadline)
         except OSError as error:
             raise RetryLater("dead_letter", f": {error.strerror}") from None
 
@@ -91,7 +97,7 @@ def first(items: deque[Any], deadline: float) -> Any:
         except IndexError:
             if monotonic() >= deadline:
                 raise RetryLater("dead_letter.slow") from None
-        time.sleep(logs.TICK)
+        time.sleep(TICK)
 
 
 def line(event: Any, reason: str) -> str:
@@ -99,13 +105,13 @@ def line(event: Any, reason: str) -> str:
     return json.dumps({"event": event, "reason": reason, "at": datetime.now(UTC).isoformat(timespec="milliseconds")})
 
 
-def log_lines(letter: str) -> Iterator[bytes]:
+def log_lines(letter: str, longest: int) -> Iterator[bytes]:
     """Return the lines for a letter on the log: its own, or numbered parts, which ops/found.py puts together.
 
     The same event with the same reason has the same parts but for the time, and so the same id: where
     one attempt left a part out, the next one has it.
     """
-    if len(letter) < logs.LINE - 1:
+    if len(letter) < longest - 1:
         yield letter.encode() + b"\n"
         return
     identity = hashlib.sha256(letter.rpartition('"at": ')[0].encode()).hexdigest()[:32]
@@ -113,28 +119,3 @@ def log_lines(letter: str) -> Iterator[bytes]:
     for part in range(of):
         text = letter[part * PART : (part + 1) * PART]
         yield json.dumps({"letter": identity, "part": part + 1, "of": of, "text": text}).encode() + b"\n"
-
-
-def append(path: str, content: bytes, deadline: float) -> None:
-    """Append `content` as a line of its own and flush it to disk, or leave the file as it was and raise OSError.
-
-    After `deadline` nobody waits for it, and the event will come again: write nothing, and raise too.
-    """
-    # Opened anew each time, so that the file may be moved away at any moment.
-    file = open_private(path)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)  # other workers append too
-        if monotonic() >= deadline:
-            raise TimeoutError(errno.ETIMEDOUT, "the disk is too slow")
-        size = os.fstat(file).st_size
-        if size and os.pread(file, 1, size - 1) != b"\n":  # a worker was killed while it wrote
-            content = b"\n" + content
-        try:
-            if os.write(file, content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(file)
-        except OSError:
-            os.ftruncate(file, size)
-            raise
-    finally:
-        os.close(file)

@@ -7,13 +7,13 @@ from time import monotonic, time
 from flask import Flask, Response, g, request
 
 from config import Config
-from logs import Repeats
 from ops import samples
-from ops.inspector import Inspector
-from ops.metrics import Metrics
-from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, RETRIED, UNAUTHORIZED, Outcome
+from ops.monitor.metrics import Metrics
+from ops.page.inspector import Inspector
+from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, RETRIED, UNAUTHORIZED, Outcome
+from relay.webhook import Webhook
+from server.log import Repeats
 from translate import occurred_at
-from webhook import Webhook
 
 log = logging.getLogger("relay")
 

@@ -3,7 +3,7 @@
 import hmac
 import re
 
-from outcomes import Unauthorized
+from relay.outcomes import Unauthorized
 
 # Customer.io retries for seven days, and does not document whether a retry is signed
 # anew. If it is not, a narrow window would refuse a genuine retry, with an hour's wait

@@ -55,6 +55,8 @@ class Stream:
     workers don't get mixed up, and no lock is needed. Lines that find no room are dropped and counted.
     """
 
+    longest = LINE
+
     def __init__(self) -> None:
         self.formatter: logging.Formatter = TEXT
         self._fd = STDERR

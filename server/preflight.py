@@ -11,11 +11,12 @@ import resource
 import shlex
 import socket
 import ssl
-import stat
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+
+from relay.letter_file import open_private
 
 CONNECTIONS = 2000  # a worker
 FEWEST_CONNECTIONS = 100
@@ -25,9 +26,6 @@ OTHER_FILES = 200  # uploads and their idle connections (50), dead letters, look
 def files(connections: int) -> int:
     """Return how many files a worker with that many connections opens at most."""
     return connections + OTHER_FILES
-
-
-NOT_REGULAR = "it is not a regular file"
 
 
 def connections() -> int:
@@ -101,23 +99,6 @@ def _file_problem(path: str, create: bool) -> str | None:
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or "not a path"
     return None
-
-
-def open_private(path: str) -> int:
-    """Open a regular file to append to, readable by its owner only: dead letters are personal data.
-
-    Raise OSError if it is something else. O_NONBLOCK: a named pipe would wait until somebody reads.
-    """
-    try:
-        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY, 0o600)
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # a socket
-            raise
-        raise OSError(error.errno, NOT_REGULAR) from None
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise OSError(errno.EINVAL, NOT_REGULAR)
-    return file
 
 
 def bundle_problem(path: str) -> str | None:

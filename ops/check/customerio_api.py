@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from ops.ask import Api, NoAnswer
+from ops.check.ask import Api, NoAnswer
 from ops.samples import EVENTS
 
 TOKEN = "CUSTOMERIO_APP_API_KEY"  # noqa: S105 - its name

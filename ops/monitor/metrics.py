@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from config import EU_HOST, SEGMENT_HOST, VERSION, Config
-from delivery import Message
 from ops import samples
-from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, REJECTED, RETRIED, UNAUTHORIZED
-from shared import BUSY, FIRST_FREE, INTERNAL, NOT_HTTP, Shared
+from relay.delivery import Message
+from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, REJECTED, RETRIED, UNAUTHORIZED
+from server.shared import BUSY, FIRST_FREE, INTERNAL, NOT_HTTP, Shared
 from translate import Undeliverable
 from translate import kind as kind_of
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import signature
 from config import Config
-from delivery import Message
-from ops.advice import TOO_LARGE
-from ops.changes import changes, in_reading_order, subject
-from outcomes import Outcome
+from ops.page.advice import TOO_LARGE
+from ops.page.changes import changes, in_reading_order, subject
+from relay import signature
+from relay.delivery import Message
+from relay.outcomes import Outcome
 from translate import NotAnObject, Undeliverable, parse
 
 KEPT = 100  # webhooks

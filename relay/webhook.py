@@ -6,8 +6,8 @@ from typing import Any
 
 from flask import g
 
-from delivery import Message
-from outcomes import Outcome
+from relay.delivery import Message
+from relay.outcomes import Outcome
 
 
 @dataclass(slots=True)

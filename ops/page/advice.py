@@ -5,8 +5,18 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from config import Config
-from ops.metrics import Tally
-from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, OUTCOMES, REASONS, REJECTED, RETRIED, UNAUTHORIZED, Outcome
+from ops.monitor.metrics import Tally
+from relay.outcomes import (
+    DEAD_LETTERED,
+    DELIVERED,
+    DRY_RUN,
+    OUTCOMES,
+    REASONS,
+    REJECTED,
+    RETRIED,
+    UNAUTHORIZED,
+    Outcome,
+)
 
 LATELY = 5  # minutes
 FLOOD = 5  # dead letters in that time, and a tenth of all webhooks

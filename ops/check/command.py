@@ -13,14 +13,15 @@ import click
 import requests
 
 from config import KEYS, NOT_SET_UP, Config, ConfigError
-from key_check import check_call
-from message import to_message
-from ops import ask, customerio_api, preflight, segment_api
-from ops.ask import Api, NoAnswer, NotNow
-from ops.customerio_api import SUBSCRIBABLE, Webhook
-from ops.segment_api import DROPPED, RECEIVED
-from outcomes import Rejected, RetryLater
-from segment_client import SegmentClient
+from ops.check import ask, customerio_api, segment_api
+from ops.check.ask import Api, NoAnswer, NotNow
+from ops.check.customerio_api import SUBSCRIBABLE, Webhook
+from ops.check.segment_api import DROPPED, RECEIVED
+from relay.key_check import check_call
+from relay.message import to_message
+from relay.outcomes import Rejected, RetryLater
+from relay.segment import SegmentClient
+from server import preflight
 
 TIMEOUT = 15  # seconds, for an upload that no webhook waits for
 SPAN = timedelta(hours=4)  # the most that Segment reports by the minute

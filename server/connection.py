@@ -10,7 +10,7 @@ import gevent
 from gevent.socket import socket
 from gunicorn.http.errors import LimitRequestHeaders
 
-from outcomes import RetryLater
+from relay.outcomes import RetryLater
 
 MAX_HEAD = 64 * 1024  # bytes, from a request's first line to its last field
 FREE_HEAD = 8 * 1024  # bytes; what is above that counts towards MAX_HEADS, which is for a whole worker

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from config import EU_HOST
-from ops.ask import Api, NoAnswer
+from ops.check.ask import Api, NoAnswer
 
 TOKEN = "SEGMENT_PUBLIC_API_TOKEN"  # noqa: S105 - its name
 URL = "SEGMENT_PUBLIC_API_URL"

@@ -8,7 +8,7 @@ from typing import IO
 import gevent
 from flask import Request
 
-from outcomes import BodyTooLarge, RetryLater
+from relay.outcomes import BodyTooLarge, RetryLater
 
 MAX_BODY = 8 * 1024 * 1024  # bytes; even a whole email is far smaller
 MAX_HELD = 8 * MAX_BODY  # bytes of all the bodies that a worker holds at one time, their first FREE aside

@@ -10,7 +10,7 @@ from typing import Any
 
 from segment.analytics.client import Client
 
-from delivery import Message
+from relay.delivery import Message
 from translate import Undeliverable
 
 # Segment rejects an event above 32 KB. Its clients disagree on whether that is 32,768 or 32,000

@@ -10,13 +10,14 @@ from uuid import uuid4
 from flask import Blueprint, Response, abort, current_app, render_template, request
 from markupsafe import escape
 
-import signature
-from body import MAX_BODY
 from config import Config
-from ops import advice, samples
-from ops.inspector import Inspector, Webhook
-from ops.metrics import Metrics
-from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, REJECTED, RETRIED, UNAUTHORIZED
+from ops import samples
+from ops.monitor.metrics import Metrics
+from ops.page import advice
+from ops.page.inspector import Inspector, Webhook
+from relay import signature
+from relay.body import MAX_BODY
+from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, REJECTED, RETRIED, UNAUTHORIZED
 
 T = TypeVar("T")
 

@@ -27,9 +27,9 @@ import gevent
 from segment.analytics.request import parse_retry_after
 from segment.analytics.version import VERSION
 
-import proxies
-from delivery import MAX_SPLITS, MAX_UPLOADS, Message
-from outcomes import RateLimited, Rejected, RetryLater, TransientError
+from relay import proxies
+from relay.delivery import MAX_SPLITS, MAX_UPLOADS, Message
+from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
 
 CONNECT_SECONDS = 1.0  # for each of Segment's addresses, so that the next one is tried within the deadline
 

@@ -17,10 +17,10 @@ from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
-from connection import MAX_HEAD, Connection
-from logs import Repeats, stream
-from outcomes import ENDS, Ended, NotHttp, RetryLater
-from shared import BUSY, INTERNAL, NOT_HTTP, of_service
+from relay.outcomes import ENDS, Ended, NotHttp, RetryLater
+from server.connection import MAX_HEAD, Connection
+from server.log import Repeats, stream
+from server.shared import BUSY, INTERNAL, NOT_HTTP, of_service
 
 __all__ = ["MAX_HEAD", "Worker"]
 

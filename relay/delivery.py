@@ -12,7 +12,7 @@ from threading import Event, Lock, Thread
 from time import monotonic
 from typing import Any, NamedTuple, Protocol, TypeVar
 
-from outcomes import RateLimited, Rejected, RetryLater, TransientError
+from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
 
 T = TypeVar("T")
 
