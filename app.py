@@ -62,7 +62,7 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     delivery = Delivery(count_uploads(segment.upload), shared.pause)
     # One messageId, so that Segment keeps one however many are sent.
     check_event = check_call(config.event_prefix, config.event_names)
-    key_check = KeyCheck(lambda deadline: delivery.upload([to_message(check_event)], deadline))
+    key_check = KeyCheck(lambda deadline: delivery.attempt([to_message(check_event)], deadline))
     letters = DeadLetters(config.dead_letter_file, log.stream())
     bodies = Bodies()
 
@@ -70,15 +70,16 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     def receive() -> ResponseReturnValue:
         webhook = current()
         deadline = webhook.arrived + DEADLINE
-        with bodies.read(request, DEADLINE) as webhook.body:
+        with bodies.hold(request, DEADLINE) as body:
+            webhook.body = body
             if config.not_set_up:
                 raise RetryLater("not_set_up")
             if config.signing_keys:
                 timestamp, signature = request.headers.get("X-CIO-Timestamp"), request.headers.get("X-CIO-Signature")
-                verify(webhook.body, timestamp or "", signature or "", config.signing_keys, time())
+                verify(body, timestamp or "", signature or "", config.signing_keys, time())
                 webhook.genuine = True
             try:
-                webhook.event = parse(webhook.body)
+                webhook.event = parse(body)
                 if connection := request.environ.get("gunicorn.socket"):
                     connection.genuine = True  # worth keeping, for worker.py
                 call = translate(webhook.event, received=datetime.now(UTC), **mapping)
@@ -92,7 +93,7 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
                         raise
                     error = Undeliverable(error.reason, error.detail)
                 # Whatever the key has signed is genuine. Refusing it would hold up every later event for seven days.
-                letters.keep(webhook.body, str(error), deadline)
+                letters.keep(body, str(error), deadline)
                 raise error from None
         # Segment has it. Nothing above this line answers "delivered".
         key_check.accepted()

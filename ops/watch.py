@@ -20,4 +20,4 @@ def watch(app: Flask, config: Config, shared: Shared) -> Callable[[Upload], Uplo
     metrics, inspector = Metrics(shared, config), Inspector(config)
     observe(app, config, metrics, inspector)
     app.register_blueprint(routes.blueprint(config, metrics, shared.started, inspector))
-    return metrics.counted
+    return metrics.count_uploads

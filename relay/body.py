@@ -24,7 +24,7 @@ class Bodies:
         self._lock = Lock()
 
     @contextmanager
-    def read(self, request: Request, seconds: float) -> Iterator[bytes]:
+    def hold(self, request: Request, seconds: float) -> Iterator[bytes]:
         """Read the body of `request`, and hold it as long as the context lasts.
 
         Raise BodyTooLarge above MAX_BODY, and RetryLater if it doesn't arrive whole, doesn't
@@ -43,14 +43,14 @@ class Bodies:
                 raise RetryLater("body")
             yield body
         finally:
-            self._release(sum(map(len, pieces)))
+            self._give_room_back(sum(map(len, pieces)))
 
     def _read(self, stream: IO[bytes], pieces: list[bytes]) -> None:
         size = 0
         while piece := self._next_piece(stream):
             pieces.append(piece)
             try:
-                self._hold(counted(size + len(piece)) - counted(size))
+                self._take_room(counted(size + len(piece)) - counted(size))
             except BaseException:
                 pieces.pop()  # what is released is what was held, even when memory ran out
                 raise
@@ -66,13 +66,13 @@ class Bodies:
         except Exception:  # noqa: BLE001 - gunicorn has an error for each way in which chunks can be wrong
             raise RetryLater("body") from None
 
-    def _hold(self, size: int) -> None:
+    def _take_room(self, size: int) -> None:
         with self._lock:
             if self._held + size > MAX_HELD:
                 raise RetryLater("busy")
             self._held += size
 
-    def _release(self, size: int) -> None:
+    def _give_room_back(self, size: int) -> None:
         with self._lock:
             self._held -= counted(size)
 

@@ -54,6 +54,7 @@ class Pending:
         self.done = Event()
 
     def finish(self, error: Exception | None) -> None:
+        """Tell the request: None if Segment has its message."""
         self.error = error
         self.done.set()
 
@@ -68,11 +69,11 @@ class Lane:
     The lock guards the queue and the number of uploads, and is never held while anything waits.
     """
 
-    def __init__(self, most: int, take: Callable[[deque[Any]], list[Pending]], send: Callable[[list[Pending]], None]):
-        """`take` removes the next batch from the queue, and `send` uploads it; an empty one means that none waits."""
+    def __init__(self, most: int, take: Callable[[deque[Any]], list[Pending]], upload: Callable[[list[Pending]], None]):
+        """`take` removes the next batch from the queue, and `upload` sends it; an empty one means that none waits."""
         self._most = most
         self._take = take
-        self._send = send
+        self._upload = upload
         self._lock = Lock()
         self._queue: deque[Any] = deque()
         self._uploads: dict[object, float] = {}  # those in flight, with the time at which each began
@@ -98,7 +99,7 @@ class Lane:
                 return
             self._uploads[upload] = now
         try:
-            Thread(target=self._send_queued, args=(upload,), daemon=True).start()
+            Thread(target=self._upload_queued, args=(upload,), daemon=True).start()
         except BaseException:
             self._upload_ended(upload)
             raise
@@ -107,10 +108,10 @@ class Lane:
         with self._lock:
             self._uploads.pop(upload, None)
 
-    def _send_queued(self, upload: object) -> None:
+    def _upload_queued(self, upload: object) -> None:
         try:
             while batch := self._next_batch(upload):
-                self._send(batch)
+                self._upload(batch)
         finally:
             self._upload_ended(upload)
             self._start_upload()  # for what is still queued, or was since the last look
@@ -136,8 +137,8 @@ class Delivery:
         """`upload(messages, seconds)` returns if Segment has them; it raises RetryLater or Rejected if not."""
         self._upload = upload
         self._pause = pause
-        self._webhooks = Lane(MAX_UPLOADS, take_fitting, self._send)  # of Pending
-        self._parts = Lane(MAX_SPLITS, take_part, self._send)  # of lists of them
+        self._webhooks = Lane(MAX_UPLOADS, take_fitting, self._upload_batch)  # of Pending
+        self._parts = Lane(MAX_SPLITS, take_part, self._upload_batch)  # of lists of them
 
     def deliver(self, message: Message, deadline: float) -> None:
         """Return once Segment has accepted `message`.
@@ -157,31 +158,29 @@ class Delivery:
                 self._webhooks.remove(pending)  # don't send it: Customer.io sends it again
             del pending  # or error and traceback would keep each other, and the body, alive
 
-    def _send(self, batch: list[Pending]) -> None:
+    def _upload_batch(self, batch: list[Pending]) -> None:
         """Upload `batch` and tell each request how its own message fared."""
-        # Assume failure: if this thread dies, no request gets a 200.
-        error: Exception | None = RetryLater("interrupted")
         messages = [pending.message for pending in batch]
         deadline = max(pending.deadline for pending in batch)
         try:
             try:
-                self.upload(messages, deadline)
+                self.attempt(messages, deadline)
             except TransientError:
-                self.upload(messages, deadline)  # once more
-            error = None
+                self.attempt(messages, deadline)  # once more
         except Rejected as rejected:
-            if len(batch) == 1:
-                error = rejected
-            else:
+            if len(batch) > 1:
                 self._parts.add(*parts(batch))
-                batch = []
+                return
+            finish(batch, rejected)
         except Exception as failure:  # noqa: BLE001 - raised in deliver()
-            error = failure
-        finally:
-            for pending in batch:
-                pending.finish(error)
+            finish(batch, failure)
+        except BaseException:  # this thread dies, and no request gets a 200
+            finish(batch, RetryLater("interrupted"))
+            raise
+        else:
+            finish(batch, None)
 
-    def upload(self, messages: list[Message], deadline: float) -> None:
+    def attempt(self, messages: list[Message], deadline: float) -> None:
         """Upload once, unless Segment is not to be called; raise RetryLater or Rejected if it hasn't taken them."""
         if (pause := self._pause.remaining()) > 0:
             raise RateLimited("rate_limited", retry_after=pause)
@@ -192,6 +191,11 @@ class Delivery:
         except RateLimited as error:
             self._pause.extend(error.retry_after)
             raise RateLimited("rate_limited", retry_after=self._pause.remaining()) from None
+
+
+def finish(batch: list[Pending], error: Exception | None) -> None:
+    for pending in batch:
+        pending.finish(error)
 
 
 def take_fitting(queue: deque[Pending]) -> list[Pending]:

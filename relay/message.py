@@ -48,23 +48,23 @@ def to_message(call: dict[str, Any]) -> Message:
     large even so, or nested too deeply.
     """
     try:
-        text = _track(call)
+        text, size = _track(call)
         if NOT_STRICT.search(text):
             call = scrub(call)
-            text = _track(call)
-        if len(text) > MAX_EVENT_BYTES:
-            text = _track(shrink(call, len(text) - MAX_EVENT_BYTES))
+            text, size = _track(call)
+        if size > MAX_EVENT_BYTES:
+            text, size = _track(shrink(call, size - MAX_EVENT_BYTES))
     except RecursionError:
         raise Undeliverable("too_deep") from None
-    if len(text) > MAX_EVENT_BYTES:
+    if size > MAX_EVENT_BYTES:
         raise Undeliverable("too_large")
     return Message(call["message_id"], text)
 
 
-def _track(call: dict[str, Any]) -> str:
-    """Return the client's message as JSON.
+def _track(call: dict[str, Any]) -> tuple[str, int]:
+    """Return the client's message as JSON, and its size in bytes.
 
-    If the call is too large for the client, return a text of about the same length.
+    If the call is too large for the client, return the call's own JSON, and about the size that the message would have.
     """
     # The client writes context.library into the dict it is given.
     call = call | {"context": dict(call["context"])}
@@ -73,8 +73,10 @@ def _track(call: dict[str, Any]) -> str:
     except RecursionError:  # is a RuntimeError
         raise
     except RuntimeError:  # above 32,768 bytes; the error quotes the event
-        return json.dumps(call, default=str) + " " * 200  # a message is some 150 bytes longer
-    return json.dumps(message)
+        text = json.dumps(call, default=str)
+        return text, len(text) + 200  # a message is some 150 bytes longer
+    text = json.dumps(message)
+    return text, len(text)
 
 
 def scrub(value: Any) -> Any:

@@ -29,7 +29,7 @@ class Connection(socket):
     def __init__(self, client: socket):
         super().__init__(client.family, client.type, client.proto, fileno=client.detach())
         self._head = b""  # of an answer
-        self._reads = 0  # of the next request
+        self._recvs = 0  # of the next request
         self._head_size = 0
         self._deadline: float | None = None  # for more of its head, on the monotonic clock
         self._ended = 0.0  # when nothing more of it is read, if the worker stops
@@ -39,7 +39,7 @@ class Connection(socket):
     def expect_request(self, seconds: float) -> None:
         """Expect a request within `seconds`. Once some of it has come, HEAD_SECONDS count for the rest of its head."""
         self.forget_head()
-        self._reads = 0
+        self._recvs = 0
         self._deadline = monotonic() + seconds
 
     def forget_head(self) -> None:
@@ -54,17 +54,17 @@ class Connection(socket):
     def recv(self, size: int, *args: Any) -> bytes:
         # recv doesn't wait while there is data: a client that sends without a pause would keep all
         # others, and every deadline, waiting. Two reads are enough for a usual webhook.
-        if self._reads > 1:
+        if self._recvs > 1:
             gevent.sleep(0)
         size = min(size, MAX_READ)
         data = self._read(size, *args) if self._deadline is None else self._recv_head(self._deadline, size, *args)
-        self._reads += 1
+        self._recvs += 1
         return data
 
     def _read(self, *args: Any) -> bytes:
         data: bytes = super().recv(*args)
         # Some of a request came just when the connection was ended. From then on recv doesn't wait any more.
-        while not data and self._reads and monotonic() < self._ended:
+        while not data and self._recvs and monotonic() < self._ended:
             gevent.sleep(0.01)
             data = super().recv(*args)
         return data
@@ -80,7 +80,7 @@ class Connection(socket):
             return b""  # gunicorn takes it for the client's end, and closes the connection
         finally:
             self.settimeout(None)
-        if not self._reads:
+        if not self._recvs:
             self._deadline = monotonic() + HEAD_SECONDS
         before = max(self._head_size - FREE_HEAD, 0)
         self._head_size += len(data)
@@ -89,9 +89,9 @@ class Connection(socket):
             raise RetryLater("busy")
         return data
 
-    def give_turn(self) -> None:
+    def yield_if_pipelined(self) -> None:
         """Let the others go first if this request came along with the one before, unasked."""
-        if not self._reads:
+        if not self._recvs:
             gevent.sleep(0)
 
     def sendall(self, data: bytes, flags: int = 0) -> None:
@@ -117,7 +117,7 @@ class Connection(socket):
 
     def is_idle(self) -> bool:
         """Say whether nothing of a next request has arrived."""
-        if self._reads:
+        if self._recvs:
             return False
         before = self.gettimeout()  # somebody is waiting for the request
         self.settimeout(0)
@@ -128,14 +128,14 @@ class Connection(socket):
         finally:
             self.settimeout(before)
 
-    def end(self, seconds: float) -> None:
+    def stop_reading(self, seconds: float) -> None:
         """Have whoever waits for a request see the end of the connection; if some of it has come, in `seconds`."""
         self._ended = monotonic() + seconds
         # Through a twin: gevent ends the wait for a socket that is shut down itself with an error.
         with suppress(OSError), socket(self.family, self.type, self.proto, os.dup(self.fileno())) as twin:
             twin.shutdown(SHUT_RD)
 
-    def discard(self) -> None:
+    def drain(self) -> None:
         """Read what is left of a body for a while: closed at once, the connection might take our answer with it."""
         with suppress(OSError), gevent.Timeout(DISCARD_SECONDS, False):
             self.shutdown(SHUT_WR)

@@ -104,7 +104,7 @@ class Worker(GeventWorker):
             req.headers.append(("SCRIPT_NAME", ""))  # for gunicorn; it would have no answer at all
         if isinstance(body.reader, ChunkedReader):
             body.reader.limit_trailer_section = MAX_HEAD
-        sock.give_turn()
+        sock.yield_if_pipelined()
         try:
             try:
                 with gevent.Timeout(LONGEST, RuntimeError("it hangs")):
@@ -115,7 +115,7 @@ class Worker(GeventWorker):
             raise StopIteration from None
         except StopIteration:
             if unread(body):
-                sock.discard()
+                sock.drain()
             raise
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -126,11 +126,11 @@ class Worker(GeventWorker):
     def _end_idle(self) -> None:
         for connection in list(self._expecting):
             if connection.is_idle():
-                connection.end(LAST_CALL)
+                connection.stop_reading(LAST_CALL)
 
     def _end_all(self) -> None:
         for connection in list(self._expecting):
-            connection.end(0)
+            connection.stop_reading(0)
 
     def handle_error(self, req: Any, client: Connection, addr: Any, exc: BaseException) -> None:
         """Answer what gunicorn can't read, or fails on, in JSON, and without logging who sent what."""
@@ -153,7 +153,7 @@ class Worker(GeventWorker):
         retry = f"Retry-After: {error.retry_after}\r\n" if isinstance(error, RetryLater) else ""
         with suppress(OSError):  # the client has disconnected
             client.sendall(f"{head}Content-Length: {len(body)}\r\n{retry}Connection: close\r\n\r\n{body}".encode())
-            client.discard()
+            client.drain()
         self._log_sparingly(level, f"answered {status}: {error}{more}", outcome.label, error.reason)
 
 

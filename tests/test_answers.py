@@ -361,7 +361,7 @@ def test_an_answer_stands_whatever_becomes_of_the_counts(client, segment, monkey
         raise IndexError("no such column")
 
     counted = []
-    monkeypatch.setattr(Metrics, "answered", fails)
+    monkeypatch.setattr(Metrics, "count_answer", fails)
     segment.fault = fault
     answer = client.post(event)
     assert answer.status_code == status

@@ -313,7 +313,7 @@ def test_without_an_answer_by_the_deadline_it_is_to_be_sent_again(send):
 def test_an_upload_without_time_is_not_made(segment, seconds):
     segment.open.set()
     with pytest.raises(RetryLater, match="Segment did not answer in time"):
-        Delivery(segment.upload, Pause()).upload([Message("a", "{}")], monotonic() + seconds)
+        Delivery(segment.upload, Pause()).attempt([Message("a", "{}")], monotonic() + seconds)
     assert segment.batches == []
 
 

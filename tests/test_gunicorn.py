@@ -16,6 +16,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gevent
+import gunicorn.errors
+import gunicorn.glogging
+import gunicorn.http.errors
 import pytest
 import requests
 from conftest import (
@@ -33,6 +36,10 @@ from conftest import (
     until,
 )
 from fake_segment import FakeSegment
+from gevent.server import StreamServer
+from gunicorn.arbiter import Arbiter
+from gunicorn.http.body import ChunkedReader
+from gunicorn.workers.ggevent import GeventWorker
 
 from relay.delivery import MAX_UPLOADS
 from server.worker import Worker
@@ -630,7 +637,7 @@ class Request:
 def test_a_request_is_freed_once_it_is_answered(monkeypatch):
     """Kept alive by itself it would stay, with its body, until the garbage collector comes by: 13 MB under load."""
     monkeypatch.setattr("server.worker.GeventWorker.handle_request", lambda *_: None)
-    connection = SimpleNamespace(give_turn=lambda: None, flush=lambda: None, genuine=True)
+    connection = SimpleNamespace(yield_if_pipelined=lambda: None, flush=lambda: None, genuine=True)
     request = Request()
     gone = weakref.ref(request)
     object.__new__(Worker).handle_request("", request, connection, "")
@@ -646,7 +653,7 @@ def test_a_request_is_freed_once_it_is_answered(monkeypatch):
 def test_a_request_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr("server.worker.GeventWorker.handle_request", lambda *_: gevent.sleep(60))
     monkeypatch.setattr("server.worker.LONGEST", 0.01)
-    connection = SimpleNamespace(give_turn=lambda: None, flush=lambda: None, genuine=True)
+    connection = SimpleNamespace(yield_if_pipelined=lambda: None, flush=lambda: None, genuine=True)
     with pytest.raises(RuntimeError, match="it hangs"):  # which gets a 503
         object.__new__(Worker).handle_request("", Request(), connection, "")
 
@@ -658,3 +665,24 @@ def test_fields_after_a_body_are_bounded(relay, number, status):
         client.sendall(b"POST /webhook HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         client.sendall(b"2\r\n{}\r\n0\r\n" + fields + b"\r\n")
         assert answer_on(client)[0] == status
+
+
+# What server/worker.py and gunicorn.conf.py lean on, besides documented settings and hooks. An upper bound in
+# requirements.in keeps other versions out.
+INTERNALS = {
+    "the worker's steps": (
+        GeventWorker,
+        "init_process notify handle timeout_ctx handle_request handle_error handle_exit".split(),
+    ),
+    "the parser's errors": (gunicorn.http.errors, ["ParseException", "LimitRequestHeaders"]),
+    "the end of a body in chunks": (ChunkedReader, ["parse_trailers"]),
+    "what ends the arbiter": (gunicorn.errors, ["AppImportError"]),
+    "the arbiter's workers": (Arbiter, ["WORKERS"]),
+    "how many connections are accepted at a time": (StreamServer, ["max_accept"]),
+    "the log": (gunicorn.glogging.Logger, ["setup"]),
+}
+
+
+@pytest.mark.parametrize(("owner", "names"), INTERNALS.values(), ids=INTERNALS.keys())
+def test_gunicorn_still_is_what_the_worker_leans_on(owner, names):
+    assert [name for name in names if not hasattr(owner, name)] == []

@@ -248,7 +248,7 @@ def test_uploads_are_measured_the_failed_ones_too(client, segment):
 
 def test_how_many_events_an_upload_carries():
     metrics = Metrics(Shared(), CONFIG)
-    upload = metrics.counted(lambda messages, seconds: None)
+    upload = metrics.count_uploads(lambda messages, seconds: None)
     for number in (1, 1, 2, 30, 100):
         upload([None] * number, 3)
     found = samples_of(metrics)
@@ -265,7 +265,7 @@ def test_uploads_in_progress():
 
     seen = []
     with pytest.raises(KeyError):
-        metrics.counted(fails)([], 3)
+        metrics.count_uploads(fails)([], 3)
     assert (seen, samples_of(metrics)["relay_uploads_in_progress",]) == ([1], 0)
 
 
@@ -274,7 +274,7 @@ def test_uploads_of_a_killed_worker_are_over_when_the_next_one_takes_its_place()
         seen.append(samples_of(Metrics(memory, CONFIG))["relay_uploads_in_progress",])
 
     memory, seen = Shared(), []
-    Metrics(memory, CONFIG).counted(killed)([], 3)
+    Metrics(memory, CONFIG).count_uploads(killed)([], 3)
     assert seen == [0]
 
 
@@ -371,7 +371,7 @@ def test_three_hundred_replaced_workers_lose_no_count_and_do_not_grow_the_metric
     sizes = []
     for _ in range(300):
         gunicorn.shared.counts.row = workers[0].row_of_memory
-        metrics.answered("delivered", "", 0.02)
+        metrics.count_answer("delivered", "", 0.02)
         sizes.append((len(gunicorn.shared.counts.column(0)), len(metrics.text().splitlines())))
         gunicorn.end(workers.pop(0))
         workers.append(gunicorn.start())
@@ -407,10 +407,10 @@ def test_the_last_row_and_the_last_column_are_within_the_memory():
     memory.counts.use_row(ROWS - 1)
     metrics = Metrics(memory, CONFIG)
     for outcome, code in ALL:
-        metrics.answered(outcome, code, 99)
-    metrics.counted(lambda *_: None)([None] * 101, 3)
-    metrics.delivered(10**9)
-    metrics.acknowledged({})
+        metrics.count_answer(outcome, code, 99)
+    metrics.count_uploads(lambda *_: None)([None] * 101, 3)
+    metrics.note_delivery(10**9)
+    metrics.count_event({})
     assert metrics.outcomes() == {outcome: len(codes) for outcome, codes in REASONS.items()}
     assert len(metrics.failures(REASONS)) == len(ALL)
     assert metrics.per_minute()["age"][-1] == 10**9
@@ -424,9 +424,9 @@ def test_the_chart_has_the_last_sixty_minutes(monkeypatch):
     for minute in range(200):
         memory.counts.use_row(minute % 2)
         for _ in range(minute):
-            metrics.answered("delivered", "", 0.02)
-        metrics.answered("retried", "timeout", 0.02)
-        metrics.delivered(7)
+            metrics.count_answer("delivered", "", 0.02)
+        metrics.count_answer("retried", "timeout", 0.02)
+        metrics.note_delivery(7)
         now += 60
     now -= 60
     assert metrics.per_minute() == {name: [0] * MINUTES for name in REASONS} | {
@@ -447,14 +447,14 @@ def test_the_first_genuine_webhook_is_the_first_of_all_workers(monkeypatch):
     for row, now in ((3, 200.0), (1, 100.0), (3, 300.0), (1, 400.0)):
         monkeypatch.setattr("ops.monitor.metrics.time.time", lambda now=now: now)
         memory.counts.use_row(row)
-        metrics.genuine()
+        metrics.note_genuine()
     assert metrics.first_genuine() == 100
 
 
 @pytest.mark.parametrize("outcome", [outcome for outcome, codes in REASONS.items() if "other" in codes])
 def test_an_unknown_reason_is_counted_as_another(outcome):
     metrics = Metrics(Shared(), CONFIG)
-    metrics.answered(outcome, "of_tomorrow", 0.1)
+    metrics.count_answer(outcome, "of_tomorrow", 0.1)
     assert [failure.words for failure in metrics.failures([outcome])] == ["for another reason"]
     assert samples_of(metrics)["relay_webhooks_total", outcome, "other"] == 1
 

@@ -75,9 +75,9 @@ def test_a_live_relay_remembers_no_webhook(client):
     client.post(make_event("nowhere-to-be-found"))
     import gc
 
-    from ops.page.inspector import Webhook
+    from ops.page.inspector import Seen
 
-    assert not any(isinstance(thing, Webhook) and b"nowhere-to-be-found" in thing.body for thing in gc.get_objects())
+    assert not any(isinstance(thing, Seen) and b"nowhere-to-be-found" in thing.body for thing in gc.get_objects())
 
 
 @pytest.mark.parametrize("path", ["/", "/static/page.js", "/static/page.css", "/webhooks", "/webhooks/1", "/metrics"])
@@ -651,7 +651,7 @@ def test_what_nests_deeply_is_shown_as_text(dry, value, capsys):
 
 
 def test_a_failure_of_the_page_changes_no_answer(dry, monkeypatch):
-    monkeypatch.setattr("ops.page.inspector.Webhook", None)
+    monkeypatch.setattr("ops.page.inspector.Seen", None)
     assert dry.post(make_event()).json()["status"] == "dry-run"
     assert dry.post(make_event(metric=None)).json()["status"] == "dead-lettered"
 

@@ -89,7 +89,7 @@ class Metrics:
         self._minutes = [{name: next(column) for name in ("minute", *REASONS, "age")} for _ in range(MINUTES + 1)]
         self._counts.row[self._uploads] = 0  # a killed worker's are over
 
-    def answered(self, outcome: str, reason: str, seconds: float) -> None:
+    def count_answer(self, outcome: str, reason: str, seconds: float) -> None:
         """Count one webhook: the labels of its outcome and its reason ("" for none), the seconds it took."""
         row, now = self._counts.row, time.time()
         pair = (outcome, reason) if (outcome, reason) in self._webhooks else (outcome, "other")
@@ -98,32 +98,32 @@ class Metrics:
         self._answer_seconds.observe(row, seconds)
         row[self._minute(row, now)[outcome]] += 1
 
-    def genuine(self) -> None:
+    def note_genuine(self) -> None:
         """Note that a webhook with the right signature came."""
         row = self._counts.row
         row[self._first_genuine] = row[self._first_genuine] or time.time()
 
-    def failed(self, outcome: str) -> None:
+    def note_failure(self, outcome: str) -> None:
         """Note that a genuine webhook was RETRIED, or one that may be genuine UNAUTHORIZED."""
         row, column = self._counts.row, self._failing[outcome]
         if row[column] <= self.last_success():
             row[column] = time.time()
 
-    def arrived(self) -> None:
+    def note_arrival(self) -> None:
         """Note that Segment has an event that is no sample."""
         self._counts.row[self._last_arrived] = time.time()
 
-    def acknowledged(self, event: dict[str, Any] | None) -> None:
+    def count_event(self, event: dict[str, Any] | None) -> None:
         """Count the event of a webhook that won't come again, by its kind; None if it can't be read."""
         self._counts.row[self._events[kind(event or {})]] += 1
 
-    def delivered(self, age: float) -> None:
+    def note_delivery(self, age: float) -> None:
         """Note how old an event was when it was delivered, in seconds."""
         row = self._counts.row
         self._age_seconds.observe(row, max(age, 0))
         row[self._minute(row, time.time())["age"]] += max(age, 0)
 
-    def counted(self, upload: Callable[[list[Message], float], None]) -> Callable[[list[Message], float], None]:
+    def count_uploads(self, upload: Callable[[list[Message], float], None]) -> Callable[[list[Message], float], None]:
         """Return `upload`, counted."""
 
         def counted_upload(messages: list[Message], seconds: float) -> None:

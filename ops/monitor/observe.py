@@ -45,20 +45,20 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
         return response
 
     def count(webhook: Webhook, outcome: Outcome) -> None:
-        metrics.answered(outcome.label, webhook.reason, monotonic() - webhook.arrived)
+        metrics.count_answer(outcome.label, webhook.reason, monotonic() - webhook.arrived)
         sample = is_sample(webhook)
         if webhook.genuine and not sample:
-            metrics.genuine()
+            metrics.note_genuine()
         # Where nobody signs, any event is as good as genuine. A scanner's request has no signature at all.
         genuine = webhook.genuine or webhook.event is not None
         if (outcome is RETRIED and genuine) or (outcome is UNAUTHORIZED and webhook.reason in ("mismatch", "expired")):
-            metrics.failed(outcome.label)
+            metrics.note_failure(outcome.label)
         if outcome in (DELIVERED, DRY_RUN, DEAD_LETTERED):
-            metrics.acknowledged(webhook.event)
+            metrics.count_event(webhook.event)
         if outcome is DELIVERED and not sample:
-            metrics.arrived()
+            metrics.note_arrival()
         if outcome is DELIVERED and webhook.event and (occurred := occurred_at(webhook.event)):
-            metrics.delivered(time() - occurred.timestamp())
+            metrics.note_delivery(time() - occurred.timestamp())
 
     def show(webhook: Webhook, outcome: Outcome, status: int) -> None:
         sample = is_sample(webhook)

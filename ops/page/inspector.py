@@ -26,7 +26,7 @@ PASTED = 100_000  # bytes that a shell takes as one argument
 
 
 @dataclass
-class Webhook:
+class Seen:
     number: int
     at: float  # unix seconds
     status: int
@@ -55,7 +55,7 @@ class Inspector:
 
     def __init__(self, config: Config):
         self._config = config
-        self._webhooks: deque[Webhook] = deque(maxlen=KEPT)
+        self._webhooks: deque[Seen] = deque(maxlen=KEPT)
         # A page that is open while the relay restarts goes on: later numbers are higher.
         self.latest = int(time.time() * 1000)
 
@@ -72,7 +72,7 @@ class Inspector:
         json_text = message.json if message else ""
         names = event[:NAME], person[:NAME]
         self._webhooks.append(
-            Webhook(self.latest, time.time(), status, outcome, words, *names, len(body), body, json_text, sample)
+            Seen(self.latest, time.time(), status, outcome, words, *names, len(body), body, json_text, sample)
         )
         self._forget()
         if message:
@@ -98,10 +98,10 @@ class Inspector:
         """Return a summary of each webhook with a higher number, the oldest first."""
         return [webhook.summary() for webhook in self._webhooks if webhook.number > number]
 
-    def find(self, number: int) -> Webhook | None:
+    def find(self, number: int) -> Seen | None:
         return next((webhook for webhook in self._webhooks if webhook.number == number), None)
 
-    def shown(self, webhook: Webhook) -> dict[str, Any]:
+    def shown(self, webhook: Seen) -> dict[str, Any]:
         """Return what the page shows of an open webhook; long texts are cut."""
         texts = {part: self.text(webhook, part) for part in ("webhook", "call")}
         return {
@@ -113,13 +113,13 @@ class Inspector:
             for part, text in texts.items()
         }
 
-    def text(self, webhook: Webhook, part: str) -> str:
+    def text(self, webhook: Seen, part: str) -> str:
         """Return the "webhook" or the "call" as text that people read, whole."""
         if part == "call":
             return pretty(webhook.call, in_reading_order) if webhook.call else ""
         return pretty(webhook.body.decode("utf-8-sig", errors="replace"))
 
-    def curl(self, webhook: Webhook, address: str, with_key: bool) -> str:
+    def curl(self, webhook: Seen, address: str, with_key: bool) -> str:
         """Return a shell command that sends the webhook to `address`.
 
         It is signed if signatures are checked: now, `with_key`, or else by the shell, which
@@ -141,7 +141,7 @@ class Inspector:
             return f"{sending} --data-raw {shlex.quote(webhook.body.decode())}"
         return f"{_printing(webhook.body)} | {sending} --data-binary @-"
 
-    def _changes(self, webhook: Webhook) -> list[str]:
+    def _changes(self, webhook: Seen) -> list[str]:
         if not webhook.whole:
             return []
         try:
@@ -192,5 +192,5 @@ def _printing(body: bytes) -> str:
     return f"printf %s {base64.b64encode(body).decode()} | base64 -d"
 
 
-def _meaning(webhook: Webhook) -> str:
+def _meaning(webhook: Seen) -> str:
     return TOO_LARGE if webhook.status == 413 else webhook.outcome.meaning

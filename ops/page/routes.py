@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
@@ -14,7 +13,7 @@ from config import Config
 from ops import samples
 from ops.monitor.metrics import Metrics
 from ops.page import advice
-from ops.page.inspector import Inspector, Webhook
+from ops.page.inspector import Inspector, Seen
 from relay import signature
 from relay.body import MAX_BODY
 from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, REJECTED, RETRIED, UNAUTHORIZED
@@ -69,8 +68,10 @@ def blueprint(config: Config, metrics: Metrics, started: float, inspector: Inspe
     @once_a_second
     def page_texts() -> dict[bool, str]:
         """Return the page as it is for addresses that Customer.io reaches, and for others."""
-        values = _values(config, metrics, started)
-        return {reachable: render_template("page.html", **values(reachable)) for reachable in (True, False)}
+        return {
+            reachable: render_template("page.html", **_values(config, metrics, started, reachable))
+            for reachable in (True, False)
+        }
 
     @pages.get("/", provide_automatic_options=False)
     def page() -> Response:
@@ -114,7 +115,7 @@ def blueprint(config: Config, metrics: Metrics, started: float, inspector: Inspe
 def _add_inspector(pages: Blueprint, config: Config, inspector: Inspector) -> None:
     """Add the routes that show webhooks, which a live relay doesn't have."""
 
-    def find(number: int) -> Webhook:
+    def find(number: int) -> Seen:
         return inspector.find(number) or abort(404)
 
     @pages.get("/webhooks", provide_automatic_options=False)
@@ -161,8 +162,8 @@ def _health(metrics: Metrics) -> advice.Health:
     )
 
 
-def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool], dict[str, Any]]:
-    """Return a function that returns what the template needs, for addresses that are reachable or not."""
+def _values(config: Config, metrics: Metrics, started: float, reachable: bool) -> dict[str, Any]:
+    """Return what the template needs; `reachable` says whether Customer.io could reach the reader's address."""
     now = time.time()
     health = _health(metrics)
     letters_in = "in the file that DEAD_LETTER_FILE names" if config.dead_letter_file else "on the log"
@@ -172,20 +173,20 @@ def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool]
         trouble.key for trouble in troubles
     }
     last_arrived = metrics.last_arrived()
-    steps = partial(
-        advice.steps,
+    steps = advice.steps(
         write_key=bool(config.segment_write_key),
         refused=bool(refused),
         signed=bool(config.signing_keys),
         not_set_up=config.not_set_up,
         dry_run=config.dry_run,
+        reachable=reachable,
         port=config.port,
         genuine=f"It arrived {ago(now - first_genuine)}, at {instant(first_genuine)}." if first_genuine else "",
         delivered=f"The last was accepted {ago(now - last_arrived)}." if last_arrived else "",
     )
     outcomes = metrics.outcomes()
     shown = [outcome for outcome in REASONS if outcomes[outcome] or outcome != _unused(config)]
-    values = {
+    return {
         "address": ADDRESS,
         "dry_run": config.dry_run,
         "signatures": config.signatures,
@@ -202,8 +203,8 @@ def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool]
         "last_delivered": last_delivered,
         "samples": samples.METRICS,
         "channels": samples.CHANNELS,
+        "steps": steps,
     }
-    return lambda reachable: values | {"steps": steps(reachable=reachable)}
 
 
 def _unused(config: Config) -> str:
