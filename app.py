@@ -34,7 +34,7 @@ from webhook import current
 DEADLINE = 3.5  # seconds, from a webhook's arrival to our answer
 TO_ANSWER = 0.1  # seconds of those, to say so when Segment didn't answer
 
-# Of requests that are no webhooks; all others are 422.
+# For requests that aren't webhooks; all others are 422.
 OTHER_STATUSES = (404, 405, 413, 415)
 
 Answer = tuple[dict[str, str], int]

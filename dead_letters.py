@@ -120,7 +120,7 @@ def append(path: str, content: bytes, deadline: float) -> None:
 
     After `deadline` nobody waits for it, and the event will come again: write nothing, and raise too.
     """
-    # Opened anew each time, so that the file may be moved away at any moment.
+    # Opened for each letter, so that the file may be moved away at any moment.
     file = open_private(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)  # other workers append too

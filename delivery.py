@@ -122,7 +122,7 @@ class Lane:
 
 
 class Delivery:
-    """Deliver each message, sharing uploads with whoever else is waiting (group commit).
+    """Deliver each message, sharing uploads with other waiting requests (group commit).
 
     A lone message goes at once. While MAX_UPLOADS uploads are out, messages queue up, and the
     next upload takes them all. There is no timer and nothing to tune. A message belongs to the

@@ -123,7 +123,7 @@ class Stream:
 def never_waiting(fd: int) -> Callable[[bytes], int]:
     """Return a function that writes to `fd` as `os.write` does, but raises BlockingIOError instead of waiting.
 
-    O_NONBLOCK would affect everybody who shares the descriptor. So a pipe or a terminal is opened anew.
+    O_NONBLOCK would affect everybody who shares the descriptor. So a pipe or a terminal is opened again.
     """
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):  # systemd's journal
@@ -180,7 +180,7 @@ def set_up(level: str, form: str) -> None:
         logging.basicConfig(level=level.upper(), handlers=[logging.StreamHandler(stream())])
     for handler in logging.root.handlers + logging.getLogger("gunicorn.error").handlers:
         handler.setFormatter(formatter)
-        if type(handler) is logging.StreamHandler:  # not to a file, nor to anything else that somebody wants it in
+        if type(handler) is logging.StreamHandler:  # leave other handlers alone
             handler.setStream(stream())
     if form == "json":
         for handler in logging.getLogger("gunicorn.access").handlers:

@@ -166,7 +166,7 @@ class SegmentClient:
                 self._idle.popleft().sock.close()
 
     def _open(self, deadline: float) -> Connection:
-        # gevent's sockets wait anew for each step of a TLS handshake, and nothing else ends a look-up. Where
+        # gevent's sockets restart the timeout at each step of a TLS handshake, and nothing else ends a look-up. Where
         # nothing is patched the handshake has one timeout, and the look-up can't be ended.
         with gevent.Timeout(remaining(deadline), TimeoutError):
             sock = connect(*(self._proxy[:2] if self._proxy else (self._host, self._port)), deadline)
@@ -246,7 +246,7 @@ def is_quiet(sock: socket.socket) -> bool:
 
 
 def send(sock: socket.socket, data: bytes, deadline: float) -> None:
-    """Send all of it; raise TimeoutError after the deadline. (A TLS socket's own sendall waits anew for each part.)"""
+    """Send all of it; raise TimeoutError after the deadline. (A TLS socket's own sendall restarts its timeout for each part.)"""
     rest = memoryview(data)
     while rest:
         sock.settimeout(remaining(deadline))

@@ -112,7 +112,7 @@ def parse(body: bytes) -> dict[str, Any]:
     text = body.decode("utf-8-sig", errors="replace")
     try:
         try:
-            # A raw control character within a text is no reason to refuse an event.
+            # Take an event with a raw control character in a string.
             event = json.loads(text, strict=False)
         except json.JSONDecodeError as error:
             raise NotAnObject("not_json", f": {error.msg} at character {error.pos}") from None

@@ -109,7 +109,7 @@ class Api:
 def within(seconds: float, request: Callable[[], T]) -> T:
     """Return what `request` returns; raise requests.Timeout after `seconds`, however far it is.
 
-    A socket's timeout starts anew with each byte, and looking up a name has none.
+    A socket's timeout restarts with each byte, and name resolution has none.
     """
     outcome: Future[T] = Future()
 

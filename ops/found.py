@@ -17,7 +17,7 @@ PART = re.compile(
 BETWEEN = " \t\r,"  # items on the same line
 WITHIN = (",", "}", "]")  # what follows an object that is within another one
 
-# A raw control character is no reason to refuse an event.
+# Take an event with a raw control character in a string.
 DECODER = json.JSONDecoder(strict=False)
 
 NOT_WHOLE = "a dead letter that is not whole"
@@ -186,5 +186,5 @@ def _broken(line: str, letter: bool) -> list[Found | Part]:
     except NotAnObject as error:
         return [Found(0, line, body, str(error))]
     except Undeliverable:
-        pass  # as whoever translates it will find out
+        pass  # the translation will fail on it
     return [Found(0, line, body)]

@@ -448,7 +448,7 @@ READ = {
         ),
         "the last one at 01:37, and",
     ),
-    "a time that is none": (
+    "an invalid time": (
         overview({"total": 9, "series": [{"time": "0001-01-01T00:00:00+14:00", "count": 9}]}),
         "it received 9 events, and",
     ),
@@ -532,7 +532,7 @@ def test_too_many_questions(run, app_api):
 
 
 @pytest.mark.parametrize("token", ["to ken", "tok\nen", '"token"', "tökén"])
-def test_what_is_no_token_is_neither_sent_nor_shown(run, public, token):
+def test_an_invalid_token_is_neither_sent_nor_shown(run, public, token):
     done = run(SEGMENT_PUBLIC_API_TOKEN=token)
     assert (done.exit_code, public.requests) == (2, [])
     assert "SEGMENT_PUBLIC_API_TOKEN has a blank, a quote" in done.stderr
@@ -561,7 +561,7 @@ def test_no_way_to_an_end(run, segment, address, words):
 @pytest.mark.parametrize(
     "value", ["api.example.com", "https://api.example.com/v1", "https://a:password@example.com", "http://["]
 )
-def test_an_address_that_is_none(run, setting, value):
+def test_an_invalid_address(run, setting, value):
     done = run("--json", **{setting: value})
     assert "password" not in done.output
     done = run(**{setting: value})
@@ -781,7 +781,7 @@ def test_a_word_in_the_place_of_the_signing_key_is_wrong(run):
     done = run(CUSTOMERIO_SIGNING_KEY="Unknown yet")
     assert done.exit_code == 1
     assert "Settings: not in order.\nSignatures: not set up: no webhook is accepted.\n" in done.stdout
-    assert "Error: CUSTOMERIO_SIGNING_KEY has a word in the place of the key" in done.stderr
+    assert "Error: CUSTOMERIO_SIGNING_KEY has a word in place of the key" in done.stderr
     report = report_of(run("--json", CUSTOMERIO_SIGNING_KEY="Unknown yet"))
     assert (report["exit_code"], report["settings"]["set_up"], len(report["wrong"])) == (1, False, 1)
 

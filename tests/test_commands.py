@@ -510,7 +510,7 @@ def test_a_wrong_setting_is_said_before_anything_is_sent(segment, command):
 
 CHECKED = {  # what is wrong at the start -> what check says
     "blank workers": ({"WEB_CONCURRENCY": " "}, "WEB_CONCURRENCY is set but blank"),
-    "workers that are no number": ({"WEB_CONCURRENCY": "abc"}, "WEB_CONCURRENCY is a whole number"),
+    "a number of workers that isn't a number": ({"WEB_CONCURRENCY": "abc"}, "WEB_CONCURRENCY is a whole number"),
     "a file that keeps nothing": ({"DEAD_LETTER_FILE": "/dev/null"}, "DEAD_LETTER_FILE cannot be appended to"),
     "a file that cannot be written": ({"DEAD_LETTER_FILE": "/"}, "DEAD_LETTER_FILE cannot be appended to"),
     "a dry run in production": ({"DRY_RUN": "1"}, "DRY_RUN is on while both keys are set"),

@@ -134,7 +134,7 @@ def test_what_is_left_on_a_connection_is_nobodys_answer(scripted, left, when):
     assert server.connections == 3  # both attempts took a new one
 
 
-def test_a_success_before_the_upload_was_sent_to_its_end_is_none(scripted):
+def test_a_success_before_the_upload_was_sent_to_its_end_does_not_count(scripted):
     def script(connection, number):
         connection.recv(1000)
         connection.sendall(SUCCESS)

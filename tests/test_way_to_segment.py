@@ -100,7 +100,7 @@ UNUSABLE = {
     "SOCKS with names": "socks5h://user:secret@proxy.example:1080",
     "SOCKS 4": "socks4://secret.example:1080",
     "no host": "http://:3128",
-    "a port that is none": "http://user:secret@proxy.example:http",
+    "an invalid port": "http://user:secret@proxy.example:http",
     "port 0": "http://secret.example:0",
     "a blank in it": "http://secret example:3128",
     "a slash in the password": "http://user:sec/ret@proxy.example:3128",
