@@ -25,7 +25,7 @@ MAX_UPLOADS = 15  # at once, in one worker
 LOST_AFTER = 10  # seconds; no upload takes half as long
 
 # A rejected upload is sent again in parts, until the event at fault stands alone. Ten parts find one among a hundred
-# in three rounds, of which Segment may take 0.6 s each.
+# in three rounds, for each of which Segment may take 0.6 s.
 PARTS = 10
 MAX_SPLITS = 10  # uploads of parts at once, in one worker, besides the others: a rejected key rejects them all
 

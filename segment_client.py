@@ -246,7 +246,7 @@ def is_quiet(sock: socket.socket) -> bool:
 
 
 def send(sock: socket.socket, data: bytes, deadline: float) -> None:
-    """Send all of it; raise TimeoutError after the deadline. (A TLS socket's own sendall restarts its timeout for each part.)"""
+    """Send all of it; raise TimeoutError after the deadline. (TLS's own sendall restarts its timeout for each part.)"""
     rest = memoryview(data)
     while rest:
         sock.settimeout(remaining(deadline))
