@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 from conftest import ROOT
+from test_thirty import COSTS
 
 from config import KEYS, SETTINGS, VERSION, Config, ConfigError
 from message import to_message
@@ -163,6 +164,17 @@ def test_every_table_of_tests_is_in_its_file(files, tables):
 def test_every_module_is_in_the_design():
     named = [re.search(r"\(\.\./([\w.]+)\)", file)[1] for file, *_ in rows(DESIGN) if file.startswith("[")]
     assert sorted(named) == sorted(["ops", *(path.name for path in ROOT.glob("*.py"))])
+
+
+def test_the_thirty_lines_of_the_design_are_those_that_run():
+    _, _, lines = (ROOT / "bench/thirty_lines.py").read_text().split('"""', 2)
+    assert f"```python\n{lines.strip()}\n```" in DESIGN
+
+
+def test_the_design_says_what_each_failure_costs_in_thirty_lines():
+    said = [(case, row[0]) for row in rows(DESIGN) if len(row) == 2 for case in row[1].split("; ")]
+    costs = {case: "; ".join(cost for other, cost in said if other == case) for case, _ in said}
+    assert {"nothing": "nothing"} | costs == COSTS
 
 
 def test_the_latest_version_is_in_the_changelog():
