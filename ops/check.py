@@ -422,7 +422,7 @@ def segment_lines(report: Report) -> list[str]:
         return []
     source, overview, watch = end["source"], end["overview"], end["watch"]
     state = "enabled" if source["enabled"] else "DISABLED"
-    lines = [f'Segment: the write key is of the source "{source["name"]}", {state}.']
+    lines = [f'Segment: the write key belongs to the source "{source["name"]}", {state}.']
     if watch and watch["outcome"] != "no report":
         lines.append(f"Segment: {report['event']['name']} was {watch['outcome']}, reported after {watch['seconds']} s.")
     if not overview:

@@ -80,7 +80,7 @@ def test_all_is_well(run, public):
     public.happened = [Happened("customerio:email_opened", 1_234, minutes_ago=3)]
     done = run("--url", "https://relay.example.com")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert 'the write key is of the source "Customer.io relay", enabled.' in done.stdout
+    assert 'the write key belongs to the source "Customer.io relay", enabled.' in done.stdout
     assert "UTC it received 1,235 events, the last one at " in done.stdout
     assert "and dropped 0.\n" in done.stdout
     assert f'the webhook "Relay" goes to {ADDRESS}, enabled.' in done.stdout

@@ -275,9 +275,9 @@ def texts(path):
 LOGGED = sorted(SENTENCES.union(*map(texts, LOGGING)) - NOT_LOGGED)
 
 SEEN = OPERATING[OPERATING.index("## What you see") : OPERATING.index("## 200s, but")]
-BEFORE_TABLE, _, _ = SEEN.partition("\n| ")
-CELLS = [BEFORE_TABLE, *(row[0] for row in rows(SEEN))]
-EXPLAINED = sorted({text for cell in CELLS for text in re.findall(r"\*([^*]+)\*", cell)})
+EXPLAINED = sorted(
+    set(re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", re.sub(r"\*\*[^*]+\*\*", "", SEEN).replace("\n  ", " ")))
+)
 
 
 def covers(explained, text):
