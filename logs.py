@@ -1,4 +1,4 @@
-"""The log that all workers share: whole lines, text or JSON, and no line over and over again."""
+"""The log that all workers share: whole lines, text or JSON; repeated lines are rate-limited."""
 
 import errno
 import fcntl
