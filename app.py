@@ -30,7 +30,7 @@ from translate import NotAnObject, Undeliverable, Untranslatable, parse, transla
 from webhook import current
 
 # Customer.io gives up after 4 s (docs.customer.io, Reporting webhooks, "Timeouts and failures").
-# Half a second is left for the way there and back.
+# Leave half a second for the network.
 DEADLINE = 3.5  # seconds, from a webhook's arrival to our answer
 TO_ANSWER = 0.1  # seconds of those, to say so when Segment didn't answer
 
@@ -42,7 +42,7 @@ Answer = tuple[dict[str, str], int]
 
 class App(Flask):
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Route by the path alone. For an odd Host, or a wish to speak WebSocket, werkzeug has a 400: an hour."""
+        """Route by the path alone. To an odd Host or a WebSocket upgrade, werkzeug answers 400: an hour."""
         if request is None:
             return super().create_url_adapter(request)
         return self.url_map.bind("", path_info=request.path, default_method=request.method)
@@ -61,7 +61,7 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     segment = SegmentClient(config.segment_write_key, config.segment_host, config.proxy, config.ca_bundle)
     metrics = Metrics(shared, config)
     delivery = Delivery(metrics.counted(segment.upload), shared.pause)
-    # One messageId, so that Segment keeps one however many are sent.
+    # One messageId, so that Segment keeps only one of them.
     check_event = check_call(config.event_prefix, config.event_names)
     key_check = KeyCheck(lambda deadline: delivery.upload([to_message(check_event)], deadline))
     letters = DeadLetters(config.dead_letter_file)
@@ -95,7 +95,7 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
                     if not config.signing_keys:
                         raise
                     error = Undeliverable(error.reason, error.detail)
-                # Whatever the key has signed is genuine. Refusing it would hold up every later event for seven days.
+                # What the key has signed is genuine. Refusing it would hold up every later event for seven days.
                 letters.keep(webhook.body, str(error), deadline)
                 raise error from None
         # Segment has it. Nothing above this line answers "delivered".
@@ -121,7 +121,7 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
 
 
 def answer(status: int, outcome: Outcome, reason: str = "", words: str = "", **more: str) -> Answer:
-    """Return a webhook's answer. `reason` is a label for metrics and log; `words` say it."""
+    """Return a webhook's answer. `reason` is a label for metrics and log; `words` is its sentence."""
     webhook = current()
     webhook.outcome, webhook.reason, webhook.words = outcome, reason, words
     return {"status": outcome.word} | ({"reason": words} if words else {}) | more, status

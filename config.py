@@ -17,15 +17,15 @@ EU_HOST = "https://events.eu1.segmentapis.com"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 KEYS = ("SEGMENT_WRITE_KEY", "CUSTOMERIO_SIGNING_KEY")
 
-# What an example has in place of a value.
+# Placeholders in examples.
 PLACEHOLDER = re.compile(
     r".*(\.{3}|…).*|<.*>|\[.*\]|\{.*\}|\$.*|x{3,}|\*{3,}|your.*|(paste|enter|insert)[-_ ].*|(change|replace)[-_ ]?me|"
     r"placeholder|todo|example|none|null|undefined|my[-_ ]write[-_ ]key|"
     r"(segment[-_ ]?|customerio[-_ ]?)?(write|signing)[-_ ]?key",
     re.IGNORECASE,
 )
-# What our own documents put in place of a signing key, to deploy before Customer.io shows it. Anybody can read
-# them, so none is ever a key. Letters and digits alone, since people also write "Unknown yet".
+# Placeholders in our own documents, to deploy before Customer.io shows the key. Anybody can read them, so none is
+# ever a key. Letters and digits alone, since people also write "Unknown yet".
 NO_KEY_YET = ("unknownyet", "unknown")
 QUOTES = "\"'`“”‘’„«»"
 

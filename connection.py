@@ -63,7 +63,7 @@ class Connection(socket):
 
     def _read(self, *args: Any) -> bytes:
         data: bytes = super().recv(*args)
-        # Some of a request came just when the connection was ended. From then on recv doesn't wait any more.
+        # Part of a request came just as the connection was shut down. After that, recv no longer waits.
         while not data and self._reads and monotonic() < self._ended:
             gevent.sleep(0.01)
             data = super().recv(*args)
@@ -90,7 +90,7 @@ class Connection(socket):
         return data
 
     def give_turn(self) -> None:
-        """Let the others go first if this request came along with the one before, unasked."""
+        """Let the others go first if this request was pipelined behind the previous one."""
         if not self._reads:
             gevent.sleep(0)
 
@@ -129,14 +129,14 @@ class Connection(socket):
             self.settimeout(before)
 
     def end(self, seconds: float) -> None:
-        """Have whoever waits for a request see the end of the connection; if some of it has come, in `seconds`."""
+        """End the wait for a request: at once or, if part of one has come, in `seconds`."""
         self._ended = monotonic() + seconds
-        # Through a twin: gevent ends the wait for a socket that is shut down itself with an error.
+        # Shut down a duplicate: doing it to the socket itself makes gevent raise in the waiting reader.
         with suppress(OSError), socket(self.family, self.type, self.proto, os.dup(self.fileno())) as twin:
             twin.shutdown(SHUT_RD)
 
     def discard(self) -> None:
-        """Read what is left of a body for a while: closed at once, the connection might take our answer with it."""
+        """Drain the rest of a body for a while: closing at once could lose our answer."""
         with suppress(OSError), gevent.Timeout(DISCARD_SECONDS, False):
             self.shutdown(SHUT_WR)
             while super().recv(65536):

@@ -31,7 +31,7 @@ class DeadLetters:
     def __init__(self, path: str | None):
         self._path = path
         self._log = logs.stream()
-        # Not a semaphore, whose lock belongs to gevent or to real threads: both need this one.
+        # Not a semaphore: its lock works for gevent or for real threads, and this is used by both.
         self._free_writers = deque(range(WRITERS))
 
     def keep(self, body: bytes, reason: str, deadline: float) -> None:

@@ -38,7 +38,7 @@ class Message(NamedTuple):
 
 
 class Pause(Protocol):
-    """For how many seconds no worker may call Segment."""
+    """How long no worker may call Segment, in seconds."""
 
     def remaining(self) -> float: ...
     def extend(self, seconds: float) -> None: ...
@@ -58,7 +58,7 @@ class Pending:
         self.done.set()
 
     def is_over(self) -> bool:
-        """Say whether the request has its answer, or no time left for one."""
+        """Return whether the request has its answer, or no time left for one."""
         return self.done.is_set() or self.deadline <= monotonic()
 
 
@@ -69,7 +69,7 @@ class Lane:
     """
 
     def __init__(self, most: int, take: Callable[[deque[Any]], list[Pending]], send: Callable[[list[Pending]], None]):
-        """`take` removes the next batch from the queue, and `send` uploads it; an empty one means that none waits."""
+        """`take` removes the next batch from the queue, empty if nothing is queued; `send` uploads it."""
         self._most = most
         self._take = take
         self._send = send
@@ -92,7 +92,7 @@ class Lane:
         upload, now = object(), monotonic()
         with self._lock:
             if len(self._uploads) >= self._most:
-                # A thread that finds no memory to begin with never says that it has ended.
+                # A thread that gets no memory never starts, and so never reports its end.
                 self._uploads = {other: began for other, began in self._uploads.items() if now - began < LOST_AFTER}
             if not self._queue or len(self._uploads) >= self._most:
                 return
@@ -158,7 +158,7 @@ class Delivery:
             del pending  # or error and traceback would keep each other, and the body, alive
 
     def _send(self, batch: list[Pending]) -> None:
-        """Upload `batch` and tell each request how its own message fared."""
+        """Upload `batch`, and give each request the result of its own message."""
         # Assume failure: if this thread dies, no request gets a 200.
         error: Exception | None = RetryLater("interrupted")
         messages = [pending.message for pending in batch]

@@ -49,7 +49,7 @@ class Json(logging.Formatter):
 
 
 class Stream:
-    """Standard error, for one line at a time, and without ever waiting until somebody reads it.
+    """Standard error, one line at a time, without ever waiting for its reader.
 
     A line has at most LINE bytes, which a pipe takes whole or not at all. So the lines of several
     workers don't get mixed up, and no lock is needed. Lines that find no room are dropped and counted.

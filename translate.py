@@ -25,7 +25,7 @@ NO_ECHO = dict.fromkeys(
     False,
 )
 
-# Where the person's email address stands, the first one first; `recipient` holds it in an email's events.
+# Properties with the person's email address, in order of preference; `recipient` holds it in an email's events.
 ADDRESSES = ("identifiers.email", "email_address", "recipient")
 
 # The channels that Customer.io documents, with their words in SEGMENT names. Others will come.
@@ -59,7 +59,7 @@ PERSON_CHANGES = {
 
 EMAIL = re.compile(r"[^@\s,;:<>]+@[^@\s,;:<>/?#]+")
 NAMED = re.compile(r"[^<>]*<([^<>\s]+)>\s*")
-# One of a list of addresses; a name in quotes may have commas.
+# One address of a list; a quoted name may contain commas.
 LISTED = re.compile(r"""(?:"[^"]*"|<[^<>]*>|[^,;])++""")
 NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?([eE][+-]?[0-9]{1,3})?\s*", re.ASCII)
 PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")

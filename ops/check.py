@@ -189,7 +189,7 @@ def send_event(config: Config, call: dict[str, Any], report: Report) -> bool:
     messages = [to_message(call)]
     started = time.monotonic()
     try:
-        # upload() itself ends whatever takes too long, but only the relay, where gevent runs, can end a look-up.
+        # upload() has a deadline, but only gevent, in the relay, can end a name look-up.
         ask.within(TIMEOUT, lambda: segment.upload(messages, TIMEOUT))
     except requests.Timeout:
         late = f"Segment did not answer in time ({TIMEOUT} s)"
@@ -294,7 +294,7 @@ class Watch:
         return {"outcome": outcome or "no report", "seconds": round(time.monotonic() - started)}
 
     def _first_counts(self) -> dict[str, int]:
-        """Return the counts before the event, which can't be told afterwards."""
+        """Return the counts before the event; afterwards it is too late."""
         further = pauses()
         while True:
             # Earlier minutes may have a check event that Segment hasn't reported yet.

@@ -146,7 +146,7 @@ def _next_letter(text: str, position: int, end_of_line: int) -> int:
             except (ValueError, RecursionError):
                 continue
             whole = {"event", "reason", "at"} <= set(value) and end <= end_of_line
-        # Not what an event holds, which its sender chooses.
+        # Don't look inside an event: its sender chooses what it holds.
         if whole and not text[end:end_of_line].lstrip().startswith(WITHIN):
             return start.start()
     return end_of_line
@@ -157,7 +157,7 @@ def _classify(text: str, value: Any) -> list[Found | Part]:
         return []
     if {"event", "reason"} <= set(value):
         event = value["event"]
-        # A text is what couldn't be parsed.
+        # A string: the body couldn't be parsed.
         return [Found(0, text, _bytes(event) if isinstance(event, str) else json.dumps(event).encode())]
     if {"event_type", "metric", "event_id", "data"} & set(value):
         return [Found(0, text, text.encode("utf-8", "surrogateescape"))]

@@ -51,12 +51,12 @@ class Webhook:
 
 
 class Inspector:
-    """Remembers the last webhooks, whatever became of them, and prints each track call."""
+    """Remembers the last webhooks, delivered or not, and prints each track call."""
 
     def __init__(self, config: Config):
         self._config = config
         self._webhooks: deque[Webhook] = deque(maxlen=KEPT)
-        # A page that is open while the relay restarts goes on: later numbers are higher.
+        # Start with the time, so that a page that stays open over a restart sees higher numbers.
         self.latest = int(time.time() * 1000)
 
     def seen(
@@ -151,7 +151,7 @@ class Inspector:
 
 
 def pretty(text: str, order: Callable[[Any], Any] = lambda value: value) -> str:
-    """Return JSON laid out; as it is, if it isn't JSON or nests so deeply that it would be mostly indentation."""
+    """Return JSON indented, or unchanged if it isn't JSON, or nests so deeply that most would be indentation."""
     room = 10_000 + 10 * len(text)
     pieces = []
     try:
@@ -181,7 +181,7 @@ def _is_utf8(body: bytes) -> bool:
 
 
 def _printable(body: bytes) -> bool:
-    """Return whether a terminal takes the text as it stands: a control character may be a command to it."""
+    """Return whether a terminal prints the text unchanged: it may obey a control character."""
     return len(body) <= PASTED and _is_utf8(body) and body.decode().replace("\n", "").isprintable()
 
 

@@ -114,7 +114,7 @@ class Metrics:
         self._counts.row[self._last_arrived] = time.time()
 
     def acknowledged(self, event: dict[str, Any] | None) -> None:
-        """Count the event of a webhook that won't come again, by its kind; None if it can't be read."""
+        """Count an acknowledged event by its type; None if it can't be read."""
         self._counts.row[self._events[kind(event or {})]] += 1
 
     def delivered(self, age: float) -> None:

@@ -49,7 +49,7 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
         sample = is_sample(webhook)
         if webhook.genuine and not sample:
             metrics.genuine()
-        # Where nobody signs, any event is as good as genuine. A scanner's request has no signature at all.
+        # Without a signing key any event counts as genuine. A scanner's request has no signature at all.
         genuine = webhook.genuine or webhook.event is not None
         if (outcome is RETRIED and genuine) or (outcome is UNAUTHORIZED and webhook.reason in ("mismatch", "expired")):
             metrics.failed(outcome.label)
@@ -68,5 +68,5 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
 
 
 def is_sample(webhook: Webhook) -> bool:
-    """Return whether this webhook is a sample: from the page, whatever is in it, or from the command."""
+    """Return whether this webhook is a sample, from the page or from the command."""
     return "relay.sample" in request.environ or samples.is_sample(webhook.event or {})

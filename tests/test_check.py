@@ -128,7 +128,7 @@ def test_tokens_may_come_from_a_file(run, public, app_api, tmp_path):
     assert 'the source "Customer.io relay"' in done.stdout
 
 
-# Segment's end: what is so -> the exit code, and what is said.
+# Segment's end: its state -> the exit code, and the message.
 SEGMENT = {
     "the key is on the last page": (
         lambda api: (api.sources.insert(0, source("First", ["k"])), setattr(api, "page", 1)),
@@ -246,7 +246,7 @@ def test_the_region_of_customerio_is_an_option(monkeypatch):
     assert asked == [f"https://{host}.customer.io/v1/reporting_webhooks" for host in ("api", "api-eu")]
 
 
-# Customer.io's end: the webhooks -> the exit code, and what is said.
+# Customer.io's end: the webhooks -> the exit code, and the message.
 CUSTOMERIO = {
     "enabled, with all events": ([webhook(ADDRESS, ALL)], 0, "enabled"),
     "others are not candidates": (
@@ -307,7 +307,7 @@ def test_url_names_the_webhook(run, app_api, url):
     assert (done.exit_code, "warning" in done.stdout) == (0, False), done.output
 
 
-# --url, and the webhooks -> the exit code, and what is said.
+# --url, and the webhooks -> the exit code, and the message.
 PREFIXED = {
     "a prefix that --url lacks": (
         "https://relay.example.com",
@@ -351,7 +351,7 @@ def test_the_names_in_the_settings_of_a_webhook():
     assert not {"customer_cio_subscription_preferences_changed", "slack_undeliverable"} & set(ALL)
 
 
-# What becomes of the question -> what is said, of Segment's API and of Customer.io's.
+# How the API fails -> the message for Segment's, and for Customer.io's.
 FAULTS = {
     "401": ("Segment refuses SEGMENT_PUBLIC_API_TOKEN (401)", "Customer.io refuses CUSTOMERIO_APP_API_KEY (401)"),
     "403": ("sources need Source Admin", "CUSTOMERIO_APP_API_KEY lacks the permission"),
@@ -424,7 +424,7 @@ def test_odd_counts_are_neither_counts_nor_zero(run, public, body, question):
     ]
 
 
-# What of Segment's answers is read all the same -> what is said.
+# Odd answers of Segment's that are accepted -> the message.
 READ = {
     "no total, but a series": (
         overview({"series": [{"time": "x", "count": 2}, {"time": None, "count": 5}]}),
@@ -611,7 +611,7 @@ def test_a_proxy_that_does_not_answer(run):
     assert (done.exit_code, "the proxy (HTTPS_PROXY) doesn't answer" in done.stderr) == (2, True)
 
 
-# How the upload fails -> what is said besides.
+# How the upload fails -> the rest of the message.
 UPLOADS = {
     "400": "the write key has: it is far too short",
     "401": "refuses the write key (401): check SEGMENT_WRITE_KEY.",
@@ -681,7 +681,7 @@ def test_watch_sends_the_event_after_ten_minutes_without_counts(run, public, seg
     assert "Incomplete: Segment is limiting the rate of questions (429): try again.\n" in done.stderr
 
 
-# Which question about the last hours gets no answer -> the exit code, and what is said.
+# Which question about the last hours gets no answer -> the exit code, and the message.
 HALVES = {
     "what it received": (1, 1, "it received an unknown number of events, and dropped 12.\n"),
     "what it dropped": (2, 2, "it received 8 events, the last one at "),

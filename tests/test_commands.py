@@ -100,7 +100,7 @@ def test_a_sample_is_plainly_one(relay, segment):
     assert message["context"]["event_id"].startswith("relay-sample-")
 
 
-ASKED = {  # what is answered -> exit code, what is said
+ASKED = {  # the reply -> exit code, the message
     "yes": ("y\n", 0, ""),
     "no": ("n\n", 1, "Aborted!"),
     "Enter": ("\n", 1, "Aborted!"),
@@ -276,7 +276,7 @@ def test_what_could_not_be_sent_is_readable_by_its_owner_only_whatever_was_there
     text = one_a_line(make_event("a", metric=None))
     rest.write_text(one_a_line(make_event("b")) + text)
     rest.chmod(0o666)
-    os.link(rest, shown)  # as good as open: whoever has the old file reads what is written to it
+    os.link(rest, shown)  # as good as open: its other link shows what is written to it
     run("replay", str(rest), "--failed", str(rest), SEGMENT_HOST=segment.url)
     assert (rest.read_text(), stat.S_IMODE(rest.stat().st_mode)) == (text, 0o600)
     assert shown.read_text() == one_a_line(make_event("b")) + text
@@ -306,7 +306,7 @@ def test_an_interrupted_replay_leaves_its_file_as_it_was(segment, tmp_path, monk
 
 
 def test_what_the_relay_appends_during_a_replay_is_not_replaced(segment, tmp_path, monkeypatch):
-    """If somebody has not moved the file away first."""
+    """Unless the file was moved away first."""
     letters = tmp_path / "letters.jsonl"
     before, later = one_a_line(make_event("a", metric=None), make_event("b")), one_a_line(make_event("c"))
     letters.write_text(before)

@@ -1,4 +1,4 @@
-"""config.py: what the environment may say, and what is said when it may not."""
+"""config.py: what the environment may contain, and the message when it is invalid."""
 
 import re
 
@@ -217,7 +217,7 @@ def test_a_wrong_value_is_a_problem(env, message):
     assert problem.startswith(message)
 
 
-# A value as people paste it -> what is said of it, whichever key it is.
+# A key as people paste it -> the message, for either key.
 NOT_KEYS = {
     "in quotes": (f'"{KEY}"', "has quotes in it"),
     "in single quotes": (f"'{KEY}'", "has quotes in it"),

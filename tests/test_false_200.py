@@ -190,7 +190,7 @@ def test_the_second_address_is_tried_when_the_first_is_silent(scripted, monkeypa
         take(connection)
         connection.sendall(SUCCESS)
 
-    monkeypatch.setattr("segment_client.CONNECT_SECONDS", 0.2)  # as long as it takes to be sure, on loopback
+    monkeypatch.setattr("segment_client.CONNECT_SECONDS", 0.2)  # long enough on loopback
     segment = scripted(script)
     port = int(segment.url.rsplit(":", 1)[1])
     # A socket that listens with a full backlog answers no further connection: silence, on loopback.

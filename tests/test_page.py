@@ -537,7 +537,7 @@ def test_a_call_is_in_the_order_in_which_people_read_it(dry):
     assert list(call)[:7] == ["event", "anonymousId", *CALL[2:]]
 
 
-# What changes in the event -> what is said of it.
+# What changes in the event -> what the page says about it.
 CHANGES = {
     "nothing": ({}, "Nothing was left out or changed."),
     "bulk": ({"data": {"customer_id": "1", "content": "x" * 40_000}}, "Segment takes 32 KB an event: content."),

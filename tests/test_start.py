@@ -81,7 +81,7 @@ def test_dry_run_prints_the_track_call_and_sends_nothing(start, segment):
     assert segment.requests == []
 
 
-# A setting that is wrong -> what is said instead of starting.
+# An invalid setting -> the message instead of a start.
 REFUSED = {
     "a dry run in production": ({"DRY_RUN": "1"}, "DRY_RUN is on while both keys are set"),
     "quotes": ({"OMIT_PROPERTIES": '"subject"'}, "OMIT_PROPERTIES has quotes in it"),

@@ -258,7 +258,7 @@ def test_a_certificate_that_is_trusted_but_wrong(relay_with, tmp_path, changes):
         assert segment.requests == []
 
 
-BUNDLES = {  # what is there -> what is said
+BUNDLES = {  # what is there -> the message
     "nothing": (None, "No such file or directory"),
     "an empty file": (b"", "none is in the file"),
     "another file": (b"certificates", "none is in the file"),
