@@ -104,7 +104,7 @@ ASKED = {  # the reply -> exit code, the message
     "yes": ("y\n", 0, ""),
     "no": ("n\n", 1, "Aborted!"),
     "Enter": ("\n", 1, "Aborted!"),
-    "nothing, for there is nobody": ("", 2, "There is nobody to ask: nothing was sent. --yes sends it without asking."),
+    "nothing, without a terminal": ("", 2, "Without a terminal nobody can confirm: nothing was sent. Add --yes to send it."),
 }
 
 
