@@ -124,7 +124,9 @@ def ask_first(relay: str, name: str) -> None:
     except click.Abort:
         if sys.stdin.isatty():
             raise
-        raise click.UsageError("Without a terminal nobody can confirm: nothing was sent. Add --yes to send it.") from None
+        raise click.UsageError(
+            "Without a terminal nobody can confirm: nothing was sent. Add --yes to send it."
+        ) from None
     if not sure:
         raise click.Abort
 

@@ -104,7 +104,11 @@ ASKED = {  # the reply -> exit code, the message
     "yes": ("y\n", 0, ""),
     "no": ("n\n", 1, "Aborted!"),
     "Enter": ("\n", 1, "Aborted!"),
-    "nothing, without a terminal": ("", 2, "Without a terminal nobody can confirm: nothing was sent. Add --yes to send it."),
+    "nothing, without a terminal": (
+        "",
+        2,
+        "Without a terminal nobody can confirm: nothing was sent. Add --yes to send it.",
+    ),
 }
 
 
