@@ -28,11 +28,11 @@ from server.shared import Shared, of_service
 from translate import NotAnObject, Undeliverable, Untranslatable, parse, translate
 
 # Customer.io gives up after 4 s (docs.customer.io, Reporting webhooks, "Timeouts and failures").
-# Half a second is left for the way there and back.
+# Leave half a second for the network.
 DEADLINE = 3.5  # seconds, from a webhook's arrival to our answer
 TO_ANSWER = 0.1  # seconds of those, to say so when Segment didn't answer
 
-# Of requests that are no webhooks; all others are 422.
+# For requests that aren't webhooks; all others are 422.
 OTHER_STATUSES = (404, 405, 413, 415)
 
 Answer = tuple[dict[str, str], int]
@@ -40,7 +40,7 @@ Answer = tuple[dict[str, str], int]
 
 class App(Flask):
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        """Route by the path alone. For an odd Host, or a wish to speak WebSocket, werkzeug has a 400: an hour."""
+        """Route by the path alone. To an odd Host or a WebSocket upgrade, werkzeug answers 400: an hour."""
         if request is None:
             return super().create_url_adapter(request)
         return self.url_map.bind("", path_info=request.path, default_method=request.method)
@@ -117,7 +117,7 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
 
 
 def answer(status: int, outcome: Outcome, reason: str = "", words: str = "", **more: str) -> Answer:
-    """Return a webhook's answer. `reason` is a label for metrics and log; `words` say it."""
+    """Return a webhook's answer. `reason` is a label for metrics and log; `words` is its sentence."""
     webhook = current()
     webhook.outcome, webhook.reason, webhook.words = outcome, reason, words
     return {"status": outcome.word} | ({"reason": words} if words else {}) | more, status

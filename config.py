@@ -17,15 +17,15 @@ EU_HOST = "https://events.eu1.segmentapis.com"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 KEYS = ("SEGMENT_WRITE_KEY", "CUSTOMERIO_SIGNING_KEY")
 
-# What an example has in place of a value.
+# Placeholders in examples.
 PLACEHOLDER = re.compile(
     r".*(\.{3}|…).*|<.*>|\[.*\]|\{.*\}|\$.*|x{3,}|\*{3,}|your.*|(paste|enter|insert)[-_ ].*|(change|replace)[-_ ]?me|"
     r"placeholder|todo|example|none|null|undefined|my[-_ ]write[-_ ]key|"
     r"(segment[-_ ]?|customerio[-_ ]?)?(write|signing)[-_ ]?key",
     re.IGNORECASE,
 )
-# What our own documents put in place of a signing key, to deploy before Customer.io shows it. Anybody can read
-# them, so none is ever a key. Letters and digits alone, since people also write "Unknown yet".
+# Placeholders in our own documents, to deploy before Customer.io shows the key. Anybody can read them, so none is
+# ever a key. Letters and digits alone, since people also write "Unknown yet".
 NO_KEY_YET = ("unknownyet", "unknown")
 QUOTES = "\"'`“”‘’„«»"
 
@@ -41,7 +41,7 @@ FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no":
 
 
 NOT_SET_UP = (
-    "CUSTOMERIO_SIGNING_KEY has a word in the place of the key: no webhook is accepted until it is set. "
+    "CUSTOMERIO_SIGNING_KEY has a word in place of the key: no webhook is accepted until it is set. "
     "In Customer.io: Integrations > Reporting Webhooks > your webhook."
 )
 
@@ -369,7 +369,7 @@ def _missing(config: Config, env: Mapping[str, str], needs: Collection[str]) -> 
 
 
 def _warnings(config: Config, words: list[str], not_set_up: bool) -> list[str]:
-    """Return the sentences to log. `words` are those in the place of a signing key."""
+    """Return the sentences to log. `words` are those in place of a signing key."""
     warnings = []
     if config.segment_write_key and not WRITE_KEY.fullmatch(config.segment_write_key):
         warnings.append(
@@ -389,7 +389,7 @@ def _warnings(config: Config, words: list[str], not_set_up: bool) -> list[str]:
     if config.dry_run:
         warnings.append("DRY_RUN is on: nothing is sent to Segment, and the events are not kept.")
     if words and config.signing_keys:
-        warnings.append("CUSTOMERIO_SIGNING_KEY has a word in the place of a key beside other keys: only those count.")
+        warnings.append("CUSTOMERIO_SIGNING_KEY has a word in place of a key beside other keys: only those count.")
     if not_set_up:
         warnings.append(NOT_SET_UP)
     elif config.allow_unsigned and config.signing_keys:
@@ -418,7 +418,7 @@ def _likeness(key: str) -> int:
 
 
 def _words_for_keys(env: Mapping[str, str]) -> list[str]:
-    """Return the words that stand in the place of a signing key."""
+    """Return the placeholders among the signing keys."""
     text = env.get("CUSTOMERIO_SIGNING_KEY", "")
     return [text] if _is_no_key_yet(text) else [key for key in _listed(text) if _is_no_key_yet(key)]
 
@@ -442,7 +442,7 @@ def _unquoted(text: str) -> str:
 
 
 def _wrong_key(key: str) -> str | None:
-    """Return what is wrong with a key, whoever issued it, or None."""
+    """Return what is wrong with a key, Segment's or Customer.io's, or None."""
     if any(character in QUOTES for character in key):
         return "has quotes in it"
     if PLACEHOLDER.fullmatch(key):

@@ -47,7 +47,7 @@ def nworkers_changed(server: Any, new: int, old: int | None) -> None:
 
 
 def on_starting(server: Any) -> None:
-    """Before anything listens: one readable message instead of workers that die one by one."""
+    """Before anything listens: one readable message instead of a crash for each worker."""
     if _error:
         _refuse(server, _error)
     if problem := _worker_problem(server) or preflight.open_files_problem() or _port_problem(server):
@@ -108,7 +108,7 @@ worker_connections = max(1, preflight.connections())
 backlog = 2048
 
 # Heroku's router keeps idle connections for 90 s (devcenter.heroku.com, HTTP routing). Let it close
-# first: whoever does may close on a request that is on its way.
+# first: the side that does may cut off a request that is on its way.
 keepalive = 95
 # What is in flight is answered within 3.5 s. Heroku kills after 30 s.
 graceful_timeout = 10
@@ -125,9 +125,9 @@ logger_class = Logger
 forwarder_headers = ""
 # gunicorn refuses a request in which two proxies disagree about https. The page reads X-Forwarded-Proto itself.
 secure_scheme_headers: dict[str, str] = {}
-# A field may be long: a trace of a service mesh, a cookie. connection.py bounds all of them together.
+# A cookie or a service mesh's trace may be long. connection.py limits the sum of all fields.
 limit_request_field_size = MAX_HEAD
 limit_request_line = 8190  # bytes, the most that gunicorn can
 limit_request_fields = 200
-# Not used, and one socket less to guard.
+# Not used: one socket less to guard.
 control_socket_disable = True

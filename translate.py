@@ -25,7 +25,7 @@ NO_ECHO = dict.fromkeys(
     False,
 )
 
-# Where the person's email address stands, the first one first; `recipient` holds it in an email's events.
+# Properties with the person's email address, in order of preference; `recipient` holds it in an email's events.
 ADDRESSES = ("identifiers.email", "email_address", "recipient")
 
 # The channels that Customer.io documents, with their words in SEGMENT names. Others will come.
@@ -59,7 +59,7 @@ PERSON_CHANGES = {
 
 EMAIL = re.compile(r"[^@\s,;:<>]+@[^@\s,;:<>/?#]+")
 NAMED = re.compile(r"[^<>]*<([^<>\s]+)>\s*")
-# One of a list of addresses; a name in quotes may have commas.
+# One address of a list; a quoted name may contain commas.
 LISTED = re.compile(r"""(?:"[^"]*"|<[^<>]*>|[^,;])++""")
 NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?([eE][+-]?[0-9]{1,3})?\s*", re.ASCII)
 PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -112,7 +112,7 @@ def parse(body: bytes) -> dict[str, Any]:
     text = body.decode("utf-8-sig", errors="replace")
     try:
         try:
-            # A raw control character within a text is no reason to refuse an event.
+            # Take an event with a raw control character in a string.
             event = json.loads(text, strict=False)
         except json.JSONDecodeError as error:
             raise NotAnObject("not_json", f": {error.msg} at character {error.pos}") from None

@@ -1,4 +1,4 @@
-"""What one would write for speed in Python: a relay of aiohttp and uvloop, in two processes, that waits for Segment."""
+"""A relay written for speed in Python: aiohttp and uvloop, in two processes, waiting for Segment."""
 
 import os
 from typing import Any

@@ -46,7 +46,7 @@ class Results:
                 self.measure_in_turns(events)
 
     def measure_in_turns(self, events: Path) -> None:
-        """Measure one thing of each competitor, then the next thing: the machine's moods change."""
+        """Measure one thing of each competitor, then the next thing: the machine's load varies."""
         with contextlib.ExitStack() as stack:
             servers = {
                 name: stack.enter_context(serving(competitor, events)) for name, competitor in self.side_by_side.items()

@@ -59,7 +59,7 @@ def send(port: int, webhooks: int) -> None:
             body = json.dumps(legacy | {"event_id": f"event-{number:06}"})
             headers = sign(body.encode(), SIGNING_KEY) | {"Host": "relay", "Content-Length": str(len(body))}
             head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-            # In one piece: http.client sends head and body by themselves, and chance decides when each is read.
+            # In one piece: http.client sends head and body separately, and when each is read varies.
             connection.sendall(f"POST /webhook HTTP/1.1\r\n{head}\r\n{body}".encode())
             answer = http.client.HTTPResponse(connection)
             answer.begin()

@@ -125,7 +125,9 @@ def ask_first(relay: str, name: str) -> None:
     except click.Abort:
         if sys.stdin.isatty():
             raise
-        raise click.UsageError("There is nobody to ask: nothing was sent. --yes sends it without asking.") from None
+        raise click.UsageError(
+            "Without a terminal nobody can confirm: nothing was sent. Add --yes to send it."
+        ) from None
     if not sure:
         raise click.Abort
 
@@ -220,7 +222,7 @@ def nothing_found(found: list[Found]) -> int:
 
 
 class Unreadable(Exception):
-    """What is found in a file is no whole event."""
+    """What is found in a file isn't a whole event."""
 
 
 def message_of(item: Found, make_message: Callable[[bytes], Message]) -> Message:
@@ -233,7 +235,7 @@ def message_of(item: Found, make_message: Callable[[bytes], Message]) -> Message
 def place_for_rest(path: str, file: TextIO) -> Iterator[Callable[[Iterable[str]], None]]:
     """Make a new file beside `path` that only its owner can read: dead letters are personal data.
 
-    Return the function that fills it, and puts it in the place of `path`. Until then `path` stays as it is, so an
+    Return the function that fills it, and renames it to `path`. Until then `path` stays as it is, so an
     interruption loses nothing. Raise if something is in it that is not in `file`, and if there is no place for it.
     """
     try:
@@ -288,7 +290,7 @@ def changed(before: os.stat_result | None, after: os.stat_result | None) -> bool
 
 
 class Sender:
-    """Uploads the batches of a replay, for as long as it makes sense."""
+    """Uploads the batches of a replay, until nothing can succeed."""
 
     def __init__(self, segment: SegmentClient, config: Config, say: Callable[[str], None]):
         """`say(words)` is told what it waits for."""

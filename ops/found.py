@@ -17,7 +17,7 @@ PART = re.compile(
 BETWEEN = " \t\r,"  # items on the same line
 WITHIN = (",", "}", "]")  # what follows an object that is within another one
 
-# A raw control character is no reason to refuse an event.
+# Take an event with a raw control character in a string.
 DECODER = json.JSONDecoder(strict=False)
 
 NOT_WHOLE = "a dead letter that is not whole"
@@ -146,7 +146,7 @@ def _next_letter(text: str, position: int, end_of_line: int) -> int:
             except (ValueError, RecursionError):
                 continue
             whole = {"event", "reason", "at"} <= set(value) and end <= end_of_line
-        # Not what an event holds, which its sender chooses.
+        # Don't look inside an event: its sender chooses what it holds.
         if whole and not text[end:end_of_line].lstrip().startswith(WITHIN):
             return start.start()
     return end_of_line
@@ -157,7 +157,7 @@ def _classify(text: str, value: Any) -> list[Found | Part]:
         return []
     if {"event", "reason"} <= set(value):
         event = value["event"]
-        # A text is what couldn't be parsed.
+        # A string: the body couldn't be parsed.
         return [Found(0, text, _bytes(event) if isinstance(event, str) else json.dumps(event).encode())]
     if {"event_type", "metric", "event_id", "data"} & set(value):
         return [Found(0, text, text.encode("utf-8", "surrogateescape"))]
@@ -186,5 +186,5 @@ def _broken(line: str, letter: bool) -> list[Found | Part]:
     except NotAnObject as error:
         return [Found(0, line, body, str(error))]
     except Undeliverable:
-        pass  # as whoever translates it will find out
+        pass  # the translation will fail on it
     return [Found(0, line, body)]

@@ -23,7 +23,7 @@ EVENTS = {
     f"{channel}_{metric}": (channel, metric) for channel, metrics in METRICS.items() for metric in metrics.split()
 }
 
-# As people say them.
+# Words for people.
 CHANNELS = {
     "customer": "Person",
     "email": "Email",

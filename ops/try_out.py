@@ -25,7 +25,7 @@ def main() -> None:
         sys.exit(str(error))
     print(BANNER.format(port=config.port), flush=True)
     gunicorn = str(Path(sys.executable).parent / "gunicorn")
-    # Only for this machine: the page of a dry run shows webhooks to whoever opens it.
+    # Listen on this machine only: anyone who opens the page of a dry run sees its webhooks.
     os.execv(gunicorn, [gunicorn, "app:create_app()", "--bind", f"127.0.0.1:{config.port}"])  # noqa: S606
 
 

@@ -7,7 +7,7 @@ A fault is what happens to every question instead of a proper answer:
 
     401, 403, 429, 500 ...   that status, any number ("429:7": with Retry-After: 7)
     hang     never an answer                    close    closed without an answer
-    html     200 and a web page                 list     200 and JSON that is no object
+    html     200 and a web page                 list     200 and JSON, not an object
     redirect 302 to the same question           empty    200 and an object with nothing in it
     drip     a 200 that never ends, byte by byte        bytes    200 and these bytes
     drip-head  the same with its head

@@ -37,8 +37,8 @@ from translate import namespace
 
 WEBHOOKS = 48
 SPEED = 3600.0  # an hour of Customer.io's takes a second
-# A single event that is refused on the way becomes a dead letter if a check event gets through, as it does by chance
-# where a fault has just ended, or is for a share of the uploads.
+# A single event that a proxy refuses becomes a dead letter if a check event gets through: a fault may just have ended,
+# or hit only a share of the uploads.
 SOAKED = [None, *(fault for fault in FAULTS if fault not in ("html:400", "html:413"))]
 POISON = "customerio:email_poisoned"
 NAMESPACE = f"customerio-{namespace(WRITE_KEY)}-"

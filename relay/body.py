@@ -11,7 +11,7 @@ from flask import Request
 from relay.outcomes import BodyTooLarge, RetryLater
 
 MAX_BODY = 8 * 1024 * 1024  # bytes; even a whole email is far smaller
-MAX_HELD = 8 * MAX_BODY  # bytes of all the bodies that a worker holds at one time, their first FREE aside
+MAX_HELD = 8 * MAX_BODY  # bytes of all bodies that a worker holds at once, not counting the first FREE of each
 FREE = 8 * 1024  # bytes: a usual webhook fits, however many large bodies strangers send
 PIECE = 16 * 1024  # bytes; of a body that stalls, less than one is held and not counted
 

@@ -25,7 +25,7 @@ MAX_UPLOADS = 15  # at once, in one worker
 LOST_AFTER = 10  # seconds; no upload takes half as long
 
 # A rejected upload is sent again in parts, until the event at fault stands alone. Ten parts find one among a hundred
-# in three rounds, of which Segment may take 0.6 s each.
+# in three rounds, for each of which Segment may take 0.6 s.
 PARTS = 10
 MAX_SPLITS = 10  # uploads of parts at once, in one worker, besides the others: a rejected key rejects them all
 
@@ -38,7 +38,7 @@ class Message(NamedTuple):
 
 
 class Pause(Protocol):
-    """For how many seconds no worker may call Segment."""
+    """How long no worker may call Segment, in seconds."""
 
     def remaining(self) -> float: ...
     def extend(self, seconds: float) -> None: ...
@@ -59,7 +59,7 @@ class Pending:
         self.done.set()
 
     def is_over(self) -> bool:
-        """Say whether the request has its answer, or no time left for one."""
+        """Return whether the request has its answer, or no time left for one."""
         return self.done.is_set() or self.deadline <= monotonic()
 
 
@@ -93,7 +93,7 @@ class Lane:
         upload, now = object(), monotonic()
         with self._lock:
             if len(self._uploads) >= self._most:
-                # A thread that finds no memory to begin with never says that it has ended.
+                # A thread that gets no memory never starts, and so never reports its end.
                 self._uploads = {other: began for other, began in self._uploads.items() if now - began < LOST_AFTER}
             if not self._queue or len(self._uploads) >= self._most:
                 return
@@ -123,7 +123,7 @@ class Lane:
 
 
 class Delivery:
-    """Deliver each message, sharing uploads with whoever else is waiting (group commit).
+    """Deliver each message, sharing uploads with other waiting requests (group commit).
 
     A lone message goes at once. While MAX_UPLOADS uploads are out, messages queue up, and the
     next upload takes them all. There is no timer and nothing to tune. A message belongs to the

@@ -1,4 +1,4 @@
-"""Tells a wrong write key, or a proxy in the way, from wrong events, when one after the other is rejected."""
+"""Tells a wrong write key, or a proxy in the way, from wrong events, when several in a row are rejected."""
 
 from collections.abc import Callable
 from threading import Lock
@@ -46,7 +46,7 @@ class KeyCheck:
         if not self._lock.acquire(timeout=max(0, deadline - monotonic())):
             raise RetryLater("timeout")
         try:
-            # Whoever waits for the lock shares the answer to a probe that was sent meanwhile.
+            # Requests that waited for the lock share the answer to the probe that was sent meanwhile.
             doubtful = self._rejected >= IN_A_ROW if error.by_segment else self._right_since < since
             if doubtful and not self._is_right(deadline):
                 raise RetryLater("every_event" if error.by_segment else "not_segment")
@@ -55,7 +55,7 @@ class KeyCheck:
             self._lock.release()
 
     def _is_right(self, deadline: float) -> bool:
-        """Say whether Segment takes an event that has no fault; raise RetryLater if that isn't known."""
+        """Return whether Segment accepts a valid event; raise RetryLater if that isn't known."""
         now = monotonic()
         if now < self._wrong_until:
             return False
@@ -70,7 +70,7 @@ class KeyCheck:
 
 
 def check_call(prefix: str, names: str) -> dict[str, Any]:
-    """Return the `Client.track` arguments of an event that has no fault."""
+    """Return the `Client.track` arguments of a valid event."""
     return {
         "event": prefix + event_name({"event_type": "relay_check"}, names),
         "anonymous_id": "relay_check",

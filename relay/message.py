@@ -80,7 +80,7 @@ def _track(call: dict[str, Any]) -> tuple[str, int]:
 
 
 def scrub(value: Any) -> Any:
-    """Return `value` as strict JSON allows it: NaN and infinities null, lone surrogates replaced.
+    """Return `value` as strict JSON allows it: with null for NaN and infinities, and lone surrogates replaced.
 
     Raise RecursionError if it nests too deeply.
     """

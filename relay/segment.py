@@ -36,7 +36,7 @@ CONNECT_SECONDS = 1.0  # for each of Segment's addresses, so that the next one i
 # "Re-resolve at least every 24 hours" (Segment, HTTP Tracking API): its addresses change.
 RECONNECT_AFTER = 3_600  # seconds
 
-# What stands in between forgets a quiet connection, and tells neither side: Azure's load balancer after 4 minutes,
+# Load balancers and NATs forget a quiet connection without telling either side: Azure's load balancer after 4 minutes,
 # AWS's NAT gateway and network load balancer after 350 s (their documentation). AWS's application load balancer
 # closes it after 60 s.
 IDLE_SECONDS = 60
@@ -68,7 +68,7 @@ class Connection:
         self.opened = self.idle_since = monotonic()
 
     def is_good(self) -> bool:
-        """Say whether it can carry another upload: young, not long idle, and nothing left on it."""
+        """Return whether it can carry another upload: it is young, not long idle, and has nothing left on it."""
         now = monotonic()
         young = now - self.opened < RECONNECT_AFTER and now - self.idle_since < IDLE_SECONDS
         return young and is_quiet(self.sock)
@@ -166,7 +166,7 @@ class SegmentClient:
                 self._idle.popleft().sock.close()
 
     def _open(self, deadline: float) -> Connection:
-        # gevent's sockets wait anew for each step of a TLS handshake, and nothing else ends a look-up. Where
+        # gevent's sockets restart the timeout at each step of a TLS handshake, and nothing else ends a look-up. Where
         # nothing is patched the handshake has one timeout, and the look-up can't be ended.
         with gevent.Timeout(remaining(deadline), TimeoutError):
             sock = connect(*(self._proxy[:2] if self._proxy else (self._host, self._port)), deadline)
@@ -234,7 +234,7 @@ def connect(host: str, port: int, deadline: float) -> socket.socket:
 
 
 def is_quiet(sock: socket.socket) -> bool:
-    """Say whether nothing has arrived that nobody asked for, not even the end."""
+    """Return whether nothing is left to read on the connection, not even its end."""
     sock.settimeout(0)
     try:
         sock.recv(1)  # what TLS has already read counts, too
@@ -246,7 +246,7 @@ def is_quiet(sock: socket.socket) -> bool:
 
 
 def send(sock: socket.socket, data: bytes, deadline: float) -> None:
-    """Send all of it; raise TimeoutError after the deadline. (A TLS socket's own sendall waits anew for each part.)"""
+    """Send all of it; raise TimeoutError after the deadline. (TLS's own sendall restarts its timeout for each part.)"""
     rest = memoryview(data)
     while rest:
         sock.settimeout(remaining(deadline))
@@ -328,13 +328,13 @@ def exchange(sock: socket.socket, request: bytes, deadline: float) -> Answer:
     else:
         if response.length:
             raise IncompleteRead(b"")
-    # A second answer may have come along with the first.
+    # A second answer may have arrived with the first.
     reusable = response.version == 11 and not response.will_close and not incoming.buffer
     return Answer(response.status, response.headers, body, reusable)
 
 
 def not_received(sock: socket.socket) -> bool:
-    """Say whether some of the upload has not even arrived at the other side, which answers all the same."""
+    """Return whether the other side answered before all of the upload had arrived there."""
     with suppress(OSError):  # not a system that tells
         return any(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
     return False
@@ -345,7 +345,7 @@ def disconnected() -> TransientError:
 
 
 def interpret(status: int, headers: Headers, body: bytes | None) -> None:
-    """Return if this answer of Segment's says that it has the upload; raise what it means if not.
+    """Return if this answer says that Segment has the upload; otherwise raise what it means.
 
     `body` is None if it is larger than any of Segment's. Segment's own answers are JSON objects, those of a proxy
     or a captive portal in its place are not.

@@ -5,10 +5,10 @@ import re
 
 from relay.outcomes import Unauthorized
 
-# Customer.io retries for seven days, and does not document whether a retry is signed
-# anew. If it is not, a narrow window would refuse a genuine retry, with an hour's wait
-# for everything behind it. So: the seven days of the retries, and one for clocks. What a
-# replayed request can do in that time is little: it is the same messageId at Segment.
+# Customer.io retries for seven days, and does not document whether it signs a
+# retry again. If it doesn't, a narrow window would refuse genuine retries and hold up
+# everything behind them. So: the seven days of the retries, and one for clocks. A request
+# that is replayed in that time does little harm: its messageId at Segment is the same.
 ACCEPTED_FOR = 8 * 24 * 3600  # seconds, into the past and into the future
 
 

@@ -18,11 +18,11 @@ MAX_HEADS = 16 * 1024 * 1024  # bytes; gunicorn keeps each of them twice
 MAX_READ = 64 * 1024  # bytes; gunicorn would read a megabyte of a body ahead
 HEAD_SECONDS = 5  # from its first byte to its last; Customer.io gives up after 4
 SEND_SECONDS = 3  # for a client to make room for our answer
-DISCARD_SECONDS = 1  # for what is left of a body that nobody wants
+DISCARD_SECONDS = 1  # for the rest of a body that isn't read
 
 
 class Connection(socket):
-    """A client's connection, in the place of the one that it is made from."""
+    """A client's connection, which takes over the descriptor of `client`."""
 
     _heads = 0  # bytes that all of them hold of heads above FREE_HEAD
 
@@ -131,7 +131,7 @@ class Connection(socket):
     def stop_reading(self, seconds: float) -> None:
         """Have whoever waits for a request see the end of the connection; if some of it has come, in `seconds`."""
         self._ended = monotonic() + seconds
-        # Through a twin: gevent ends the wait for a socket that is shut down itself with an error.
+        # Shut down a duplicate: doing it to the socket itself makes gevent raise in the waiting reader.
         with suppress(OSError), socket(self.family, self.type, self.proto, os.dup(self.fileno())) as twin:
             twin.shutdown(SHUT_RD)
 

@@ -1,4 +1,4 @@
-"""The log that all workers share: whole lines, text or JSON, and no line over and over again."""
+"""The log that all workers share: whole lines, text or JSON; repeated lines are rate-limited."""
 
 import errno
 import fcntl
@@ -49,7 +49,7 @@ class Json(logging.Formatter):
 
 
 class Stream:
-    """Standard error, for one line at a time, and without ever waiting until somebody reads it.
+    """Standard error, one line at a time, without ever waiting for its reader.
 
     A line has at most LINE bytes, which a pipe takes whole or not at all. So the lines of several
     workers don't get mixed up, and no lock is needed. Lines that find no room are dropped and counted.
@@ -125,7 +125,7 @@ class Stream:
 def never_waiting(fd: int) -> Callable[[bytes], int]:
     """Return a function that writes to `fd` as `os.write` does, but raises BlockingIOError instead of waiting.
 
-    O_NONBLOCK would affect everybody who shares the descriptor. So a pipe or a terminal is opened anew.
+    O_NONBLOCK would affect everybody who shares the descriptor. So a pipe or a terminal is opened again.
     """
     mode = os.fstat(fd).st_mode
     if stat.S_ISSOCK(mode):  # systemd's journal
@@ -182,7 +182,7 @@ def set_up(level: str, form: str) -> None:
         logging.basicConfig(level=level.upper(), handlers=[logging.StreamHandler(stream())])
     for handler in logging.root.handlers + logging.getLogger("gunicorn.error").handlers:
         handler.setFormatter(formatter)
-        if type(handler) is logging.StreamHandler:  # not to a file, nor to anything else that somebody wants it in
+        if type(handler) is logging.StreamHandler:  # leave other handlers alone
             handler.setStream(stream())
     if form == "json":
         for handler in logging.getLogger("gunicorn.access").handlers:

@@ -50,7 +50,7 @@ def open_files_problem() -> str | None:
 
 
 def other_server_problem() -> str:
-    """Return what to type instead when gunicorn runs the relay in another way than gunicorn.conf.py says."""
+    """Return the message for a gunicorn that doesn't run the relay as gunicorn.conf.py says."""
     settings = Path(__file__).parent.parent / "gunicorn.conf.py"
     return (
         "gunicorn runs the relay only with the settings and the worker of its gunicorn.conf.py: type "

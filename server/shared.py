@@ -8,7 +8,7 @@ from time import monotonic, time
 ROWS = 256  # four times the most workers (64): a reload runs old and new ones together
 COLUMNS = 2048  # numbers a worker
 
-# The columns of what the worker answers itself. Those of ops/metrics.py follow.
+# The columns for answers of the worker itself. Those of ops/metrics.py follow.
 NOT_HTTP, INTERNAL, BUSY, FIRST_FREE = range(4)
 
 MAX_PAUSE = 5  # seconds, whatever Segment's Retry-After says

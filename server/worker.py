@@ -27,21 +27,20 @@ __all__ = ["MAX_HEAD", "Worker"]
 # How long a stopping worker keeps idle connections. A webhook may be on its way on one of them,
 # and a reset would cost an hour; it is answered, with "Connection: close".
 LINGER = 2  # seconds
-# How long a connection is kept that has not carried a genuine webhook. Strangers would hold all of a
-# worker's connections. It is no shorter than a proxy's health checks usually are apart.
+# How long to keep a connection that has not carried a genuine webhook: strangers could otherwise hold all of a
+# worker's connections. Proxies' health checks usually come more often.
 STRANGER = 5  # seconds
 # How much longer for the rest of a request's head, if some of it has come by then.
 LAST_CALL = 2  # seconds
 
-# New connections that a worker accepts before it goes on with those that it has. With several workers
-# gunicorn says 1: while 200 connections load the page, new webhooks waited for seconds. With gevent's
-# 100, a worker might take all connections of a proxy that opens them together.
+# New connections that a worker accepts in a row. With gunicorn's 1, new webhooks waited for seconds while 200
+# connections loaded the page. With gevent's 100, one worker might take all connections that a proxy opens together.
 MAX_ACCEPT = 8
 
-# Whatever hangs: a thread that finds no memory to begin with is waited for without end.
+# Ends any request that hangs: a thread that gets no memory never starts, and its caller would wait forever.
 LONGEST = 8  # seconds, for a request and its answer
 
-# Of what the worker itself answers: where it is counted.
+# Where the worker's own answers are counted.
 COLUMNS = {"not_http": NOT_HTTP, "internal": INTERNAL, "busy": BUSY}
 
 
@@ -62,7 +61,7 @@ class Worker(GeventWorker):
         super().init_process()
 
     def notify(self) -> None:
-        """Tell the arbiter that this worker is alive; if there is no arbiter any more, stop as on SIGTERM."""
+        """Tell the arbiter that this worker is alive; if the arbiter is gone, stop as on SIGTERM."""
         if self.ppid != (parent := os.getppid()):  # type: ignore[has-type]
             self.ppid = parent  # or gunicorn exits at once
             if self.alive:
@@ -93,10 +92,10 @@ class Worker(GeventWorker):
             connection.request_came()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> Any:
-        # Where a body is not read to its end, the connection ends after the answer, and the answer
-        # says so. gunicorn would read the rest, however much that is.
+        # If a body is not read to its end, the answer closes the connection. gunicorn would read the rest,
+        # however long.
         must_close, body = req.should_close(), req.body  # not req: it would keep itself alive
-        # A stranger who asks for something now and then would keep the connection for good, too.
+        # A stranger's occasional requests would otherwise keep the connection for good.
         req.should_close = lambda: (
             must_close or unread(body) or not (sock.genuine or monotonic() - sock.opened < STRANGER)
         )
@@ -158,5 +157,5 @@ class Worker(GeventWorker):
 
 
 def unread(body: Any) -> bool:
-    """Say whether some of a request's body is still to be read, or can't be."""
+    """Return whether part of a request's body is unread, or unreadable."""
     return bool(body.failed or getattr(body.reader, "length", 0) or getattr(body.reader, "parser", None))

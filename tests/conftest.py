@@ -157,7 +157,7 @@ def segment() -> Iterator[FakeSegment]:
 
 @pytest.fixture
 def always_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The page and the metrics are made anew each time, not once a second."""
+    """Render the page and the metrics each time, not once a second."""
     monkeypatch.setattr(page, "once_a_second", lambda make: make)
 
 

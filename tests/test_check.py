@@ -80,7 +80,7 @@ def test_all_is_well(run, public):
     public.happened = [Happened("customerio:email_opened", 1_234, minutes_ago=3)]
     done = run("--url", "https://relay.example.com")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert 'the write key is of the source "Customer.io relay", enabled.' in done.stdout
+    assert 'the write key belongs to the source "Customer.io relay", enabled.' in done.stdout
     assert "UTC it received 1,235 events, the last one at " in done.stdout
     assert "and dropped 0.\n" in done.stdout
     assert f'the webhook "Relay" goes to {ADDRESS}, enabled.' in done.stdout
@@ -128,7 +128,7 @@ def test_tokens_may_come_from_a_file(run, public, app_api, tmp_path):
     assert 'the source "Customer.io relay"' in done.stdout
 
 
-# Segment's end: what is so -> the exit code, and what is said.
+# Segment's end: its state -> the exit code, and the message.
 SEGMENT = {
     "the key is on the last page": (
         lambda api: (api.sources.insert(0, source("First", ["k"])), setattr(api, "page", 1)),
@@ -246,7 +246,7 @@ def test_the_region_of_customerio_is_an_option(monkeypatch):
     assert asked == [f"https://{host}.customer.io/v1/reporting_webhooks" for host in ("api", "api-eu")]
 
 
-# Customer.io's end: the webhooks -> the exit code, and what is said.
+# Customer.io's end: the webhooks -> the exit code, and the message.
 CUSTOMERIO = {
     "enabled, with all events": ([webhook(ADDRESS, ALL)], 0, "enabled"),
     "others are not candidates": (
@@ -307,7 +307,7 @@ def test_url_names_the_webhook(run, app_api, url):
     assert (done.exit_code, "warning" in done.stdout) == (0, False), done.output
 
 
-# --url, and the webhooks -> the exit code, and what is said.
+# --url, and the webhooks -> the exit code, and the message.
 PREFIXED = {
     "a prefix that --url lacks": (
         "https://relay.example.com",
@@ -351,7 +351,7 @@ def test_the_names_in_the_settings_of_a_webhook():
     assert not {"customer_cio_subscription_preferences_changed", "slack_undeliverable"} & set(ALL)
 
 
-# What becomes of the question -> what is said, of Segment's API and of Customer.io's.
+# How the API fails -> the message for Segment's, and for Customer.io's.
 FAULTS = {
     "401": ("Segment refuses SEGMENT_PUBLIC_API_TOKEN (401)", "Customer.io refuses CUSTOMERIO_APP_API_KEY (401)"),
     "403": ("sources need Source Admin", "CUSTOMERIO_APP_API_KEY lacks the permission"),
@@ -424,7 +424,7 @@ def test_odd_counts_are_neither_counts_nor_zero(run, public, body, question):
     ]
 
 
-# What of Segment's answers is read all the same -> what is said.
+# Odd answers of Segment's that are accepted -> the message.
 READ = {
     "no total, but a series": (
         overview({"series": [{"time": "x", "count": 2}, {"time": None, "count": 5}]}),
@@ -448,7 +448,7 @@ READ = {
         ),
         "the last one at 01:37, and",
     ),
-    "a time that is none": (
+    "an invalid time": (
         overview({"total": 9, "series": [{"time": "0001-01-01T00:00:00+14:00", "count": 9}]}),
         "it received 9 events, and",
     ),
@@ -532,7 +532,7 @@ def test_too_many_questions(run, app_api):
 
 
 @pytest.mark.parametrize("token", ["to ken", "tok\nen", '"token"', "tökén"])
-def test_what_is_no_token_is_neither_sent_nor_shown(run, public, token):
+def test_an_invalid_token_is_neither_sent_nor_shown(run, public, token):
     done = run(SEGMENT_PUBLIC_API_TOKEN=token)
     assert (done.exit_code, public.requests) == (2, [])
     assert "SEGMENT_PUBLIC_API_TOKEN has a blank, a quote" in done.stderr
@@ -561,7 +561,7 @@ def test_no_way_to_an_end(run, segment, address, words):
 @pytest.mark.parametrize(
     "value", ["api.example.com", "https://api.example.com/v1", "https://a:password@example.com", "http://["]
 )
-def test_an_address_that_is_none(run, setting, value):
+def test_an_invalid_address(run, setting, value):
     done = run("--json", **{setting: value})
     assert "password" not in done.output
     done = run(**{setting: value})
@@ -611,7 +611,7 @@ def test_a_proxy_that_does_not_answer(run):
     assert (done.exit_code, "the proxy (HTTPS_PROXY) doesn't answer" in done.stderr) == (2, True)
 
 
-# How the upload fails -> what is said besides.
+# How the upload fails -> the rest of the message.
 UPLOADS = {
     "400": "the write key has: it is far too short",
     "401": "refuses the write key (401): check SEGMENT_WRITE_KEY.",
@@ -681,7 +681,7 @@ def test_watch_sends_the_event_after_ten_minutes_without_counts(run, public, seg
     assert "Incomplete: Segment is limiting the rate of questions (429): try again.\n" in done.stderr
 
 
-# Which question about the last hours gets no answer -> the exit code, and what is said.
+# Which question about the last hours gets no answer -> the exit code, and the message.
 HALVES = {
     "what it received": (1, 1, "it received an unknown number of events, and dropped 12.\n"),
     "what it dropped": (2, 2, "it received 8 events, the last one at "),
@@ -781,7 +781,7 @@ def test_a_word_in_the_place_of_the_signing_key_is_wrong(run):
     done = run(CUSTOMERIO_SIGNING_KEY="Unknown yet")
     assert done.exit_code == 1
     assert "Settings: not in order.\nSignatures: not set up: no webhook is accepted.\n" in done.stdout
-    assert "Error: CUSTOMERIO_SIGNING_KEY has a word in the place of the key" in done.stderr
+    assert "Error: CUSTOMERIO_SIGNING_KEY has a word in place of the key" in done.stderr
     report = report_of(run("--json", CUSTOMERIO_SIGNING_KEY="Unknown yet"))
     assert (report["exit_code"], report["settings"]["set_up"], len(report["wrong"])) == (1, False, 1)
 

@@ -100,11 +100,15 @@ def test_a_sample_is_plainly_one(relay, segment):
     assert message["context"]["event_id"].startswith("relay-sample-")
 
 
-ASKED = {  # what is answered -> exit code, what is said
+ASKED = {  # the reply -> exit code, the message
     "yes": ("y\n", 0, ""),
     "no": ("n\n", 1, "Aborted!"),
     "Enter": ("\n", 1, "Aborted!"),
-    "nothing, for there is nobody": ("", 2, "There is nobody to ask: nothing was sent. --yes sends it without asking."),
+    "nothing, without a terminal": (
+        "",
+        2,
+        "Without a terminal nobody can confirm: nothing was sent. Add --yes to send it.",
+    ),
 }
 
 
@@ -276,7 +280,7 @@ def test_what_could_not_be_sent_is_readable_by_its_owner_only_whatever_was_there
     text = one_a_line(make_event("a", metric=None))
     rest.write_text(one_a_line(make_event("b")) + text)
     rest.chmod(0o666)
-    os.link(rest, shown)  # as good as open: whoever has the old file reads what is written to it
+    os.link(rest, shown)  # as good as open: its other link shows what is written to it
     run("replay", str(rest), "--failed", str(rest), SEGMENT_HOST=segment.url)
     assert (rest.read_text(), stat.S_IMODE(rest.stat().st_mode)) == (text, 0o600)
     assert shown.read_text() == one_a_line(make_event("b")) + text
@@ -306,7 +310,7 @@ def test_an_interrupted_replay_leaves_its_file_as_it_was(segment, tmp_path, monk
 
 
 def test_what_the_relay_appends_during_a_replay_is_not_replaced(segment, tmp_path, monkeypatch):
-    """If somebody has not moved the file away first."""
+    """Unless the file was moved away first."""
     letters = tmp_path / "letters.jsonl"
     before, later = one_a_line(make_event("a", metric=None), make_event("b")), one_a_line(make_event("c"))
     letters.write_text(before)
@@ -510,7 +514,7 @@ def test_a_wrong_setting_is_said_before_anything_is_sent(segment, command):
 
 CHECKED = {  # what is wrong at the start -> what check says
     "blank workers": ({"WEB_CONCURRENCY": " "}, "WEB_CONCURRENCY is set but blank"),
-    "workers that are no number": ({"WEB_CONCURRENCY": "abc"}, "WEB_CONCURRENCY is a whole number"),
+    "a number of workers that isn't a number": ({"WEB_CONCURRENCY": "abc"}, "WEB_CONCURRENCY is a whole number"),
     "a file that keeps nothing": ({"DEAD_LETTER_FILE": "/dev/null"}, "DEAD_LETTER_FILE cannot be appended to"),
     "a file that cannot be written": ({"DEAD_LETTER_FILE": "/"}, "DEAD_LETTER_FILE cannot be appended to"),
     "a dry run in production": ({"DRY_RUN": "1"}, "DRY_RUN is on while both keys are set"),

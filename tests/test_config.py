@@ -1,4 +1,4 @@
-"""config.py: what the environment may say, and what is said when it may not."""
+"""config.py: what the environment may contain, and the message when it is invalid."""
 
 import re
 
@@ -123,7 +123,7 @@ WRONG = {
     "a host with a password": ({"SEGMENT_HOST": "https://u:hidden@api.segment.io"}, "SEGMENT_HOST is a URL"),
     "another scheme": ({"SEGMENT_HOST": "ftp://api.segment.io"}, "SEGMENT_HOST is a URL"),
     "a scheme alone": ({"SEGMENT_HOST": "https://"}, "SEGMENT_HOST is a URL"),
-    "a host's port that is none": ({"SEGMENT_HOST": "https://api.segment.io:x"}, "SEGMENT_HOST is a URL"),
+    "a host with an invalid port": ({"SEGMENT_HOST": "https://api.segment.io:x"}, "SEGMENT_HOST is a URL"),
     "a host's port that is too high": ({"SEGMENT_HOST": "https://api.segment.io:70000"}, "SEGMENT_HOST is a URL"),
     "half of an IPv6 address": ({"SEGMENT_HOST": "http://[::1"}, "SEGMENT_HOST is a URL"),
     "a host with a space": ({"SEGMENT_HOST": "https://api segment.io"}, "SEGMENT_HOST is a URL"),
@@ -144,19 +144,19 @@ WRONG = {
     "a host with a dash first": ({"SEGMENT_HOST": "https://-api.segment.io"}, "SEGMENT_HOST is a URL"),
     "a host with a letter that only looks like k": ({"SEGMENT_HOST": "https://\u212a.io"}, "SEGMENT_HOST is a URL"),
     "two hosts": ({"SEGMENT_HOST": "https://a.io,https://b.io"}, "SEGMENT_HOST is a URL"),
-    "an IPv6 address that is none": ({"SEGMENT_HOST": "http://[12345::1]"}, "SEGMENT_HOST is a URL"),
-    "a flag that is none": ({"DRY_RUN": "on"}, "DRY_RUN is a flag"),
-    "another flag that is none": ({"ECHO_TO_CUSTOMERIO": "2"}, "ECHO_TO_CUSTOMERIO is a flag"),
-    "a third flag that is none": ({"ALLOW_UNSIGNED": "maybe"}, "ALLOW_UNSIGNED is a flag"),
-    "a port that is none": ({"PORT": "http"}, "PORT is a whole number"),
+    "an invalid IPv6 address": ({"SEGMENT_HOST": "http://[12345::1]"}, "SEGMENT_HOST is a URL"),
+    "an invalid flag": ({"DRY_RUN": "on"}, "DRY_RUN is a flag"),
+    "another invalid flag": ({"ECHO_TO_CUSTOMERIO": "2"}, "ECHO_TO_CUSTOMERIO is a flag"),
+    "a third invalid flag": ({"ALLOW_UNSIGNED": "maybe"}, "ALLOW_UNSIGNED is a flag"),
+    "an invalid port": ({"PORT": "http"}, "PORT is a whole number"),
     "port zero": ({"PORT": "0"}, "PORT is a whole number"),
     "a port that is too high": ({"PORT": "65536"}, "PORT is a whole number"),
     "a port in digits of another script": ({"PORT": "٨٠٨٠"}, "PORT is a whole number"),
     "no workers": ({"WEB_CONCURRENCY": "0"}, "WEB_CONCURRENCY is a whole number"),
     "too many workers": ({"WEB_CONCURRENCY": "1000"}, "WEB_CONCURRENCY is a whole number"),
     "a fraction of workers": ({"WEB_CONCURRENCY": "1.5"}, "WEB_CONCURRENCY is a whole number"),
-    "a log level that is none": ({"LOG_LEVEL": "loud"}, "LOG_LEVEL is one of"),
-    "a log format that is none": ({"LOG_FORMAT": "xml"}, "LOG_FORMAT is one of text, json"),
+    "an invalid log level": ({"LOG_LEVEL": "loud"}, "LOG_LEVEL is one of"),
+    "an invalid log format": ({"LOG_FORMAT": "xml"}, "LOG_FORMAT is one of text, json"),
     "workers that are set but blank": ({"WEB_CONCURRENCY": " "}, "WEB_CONCURRENCY is set but blank"),
     "workers that are set but empty": ({"WEB_CONCURRENCY": ""}, "WEB_CONCURRENCY is set but blank"),
     "a dry run with both keys": ({"DRY_RUN": "1"}, "DRY_RUN is on while both keys are set"),
@@ -217,7 +217,7 @@ def test_a_wrong_value_is_a_problem(env, message):
     assert problem.startswith(message)
 
 
-# A value as people paste it -> what is said of it, whichever key it is.
+# A key as people paste it -> the message, for either key.
 NOT_KEYS = {
     "in quotes": (f'"{KEY}"', "has quotes in it"),
     "in single quotes": (f"'{KEY}'", "has quotes in it"),
@@ -329,7 +329,7 @@ def test_a_word_in_the_place_of_a_key_does_not_count_beside_a_key():
     config = read(CUSTOMERIO_SIGNING_KEY="unknown-yet,s3cret")
     assert (config.not_set_up, config.signing_keys) == (False, ("s3cret",))
     (warning,) = config.warnings
-    assert "has a word in the place of a key beside other keys" in warning
+    assert "has a word in place of a key beside other keys" in warning
 
 
 def test_a_dry_run_needs_no_signing_key_so_it_takes_webhooks_without_one():
@@ -345,7 +345,7 @@ def test_two_signing_keys_with_a_semicolon_between_them():
 
 @pytest.mark.parametrize("name", ["SEGMENT_WRITE_KEY", "CUSTOMERIO_SIGNING_KEY"])
 @pytest.mark.parametrize(("value", "wrong"), NOT_KEYS.values(), ids=NOT_KEYS.keys())
-def test_what_is_no_key_is_one_problem_that_says_where_the_key_is(name, value, wrong):
+def test_an_invalid_key_is_one_problem_that_says_where_the_key_is(name, value, wrong):
     (problem,) = problems(GOOD | {name: value})
     assert problem.startswith(f"{name} {wrong}. Copy it again from ")
     assert ("Segment:" if name == "SEGMENT_WRITE_KEY" else "Customer.io:") in problem

@@ -315,7 +315,7 @@ def ends(request):
     os.close(writer)
 
 
-@pytest.mark.parametrize("reopen", [True, False], ids=["", "that can't be opened anew"])
+@pytest.mark.parametrize("reopen", [True, False], ids=["", "that can't be reopened"])
 def test_a_stream_never_waits_and_its_descriptor_stays_as_it_was(ends, monkeypatch, reopen):
     reader, writer = ends
     if not reopen:

@@ -269,7 +269,7 @@ class Refusing:
 
 
 def rejected_batch(send, monkeypatch, patience):
-    """Return requests of one batch that is rejected, and whoever rejects its parts."""
+    """Return requests of one rejected batch, and the upload that rejects its parts."""
     monkeypatch.setattr(delivery, "MAX_UPLOADS", 1)
     held, refusing = Segment(), Refusing(64)
     relay = Delivery(lambda *upload: (refusing if held.open.is_set() else held).upload(*upload), Pause())

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 from conftest import ROOT
+from test_thirty import COSTS
 
 from config import KEYS, SETTINGS, VERSION, Config, ConfigError
 from relay.message import to_message
@@ -168,6 +169,17 @@ def test_every_module_is_in_the_design(name):
     assert f"](../{name})" in DESIGN
 
 
+def test_the_thirty_lines_of_the_design_are_those_that_run():
+    _, _, lines = (ROOT / "bench/thirty_lines.py").read_text().split('"""', 2)
+    assert f"```python\n{lines.strip()}\n```" in DESIGN
+
+
+def test_the_design_says_what_each_failure_costs_in_thirty_lines():
+    said = [(case, row[0]) for row in rows(DESIGN) if len(row) == 2 for case in row[1].split("; ")]
+    costs = {case: "; ".join(cost for other, cost in said if other == case) for case, _ in said}
+    assert {"nothing": "nothing"} | costs == COSTS
+
+
 def test_the_latest_version_is_in_the_changelog():
     sections = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert sections[sections[0] == "Unreleased"] == VERSION  # what is next comes before it
@@ -266,9 +278,9 @@ def texts(path):
 LOGGED = sorted(SENTENCES.union(*map(texts, LOGGING)) - NOT_LOGGED)
 
 SEEN = OPERATING[OPERATING.index("## What you see") : OPERATING.index("## 200s, but")]
-BEFORE_TABLE, _, _ = SEEN.partition("\n| ")
-CELLS = [BEFORE_TABLE, *(row[0] for row in rows(SEEN))]
-EXPLAINED = sorted({text for cell in CELLS for text in re.findall(r"\*([^*]+)\*", cell)})
+EXPLAINED = sorted(
+    set(re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", re.sub(r"\*\*[^*]+\*\*", "", SEEN).replace("\n  ", " ")))
+)
 
 
 def covers(explained, text):

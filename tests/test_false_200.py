@@ -134,7 +134,7 @@ def test_what_is_left_on_a_connection_is_nobodys_answer(scripted, left, when):
     assert server.connections == 3  # both attempts took a new one
 
 
-def test_a_success_before_the_upload_was_sent_to_its_end_is_none(scripted):
+def test_a_success_before_the_upload_was_sent_to_its_end_does_not_count(scripted):
     def script(connection, number):
         connection.recv(1000)
         connection.sendall(SUCCESS)
@@ -190,7 +190,7 @@ def test_the_second_address_is_tried_when_the_first_is_silent(scripted, monkeypa
         take(connection)
         connection.sendall(SUCCESS)
 
-    monkeypatch.setattr("relay.segment.CONNECT_SECONDS", 0.2)  # as long as it takes to be sure, on loopback
+    monkeypatch.setattr("relay.segment.CONNECT_SECONDS", 0.2)  # long enough on loopback
     segment = scripted(script)
     port = int(segment.url.rsplit(":", 1)[1])
     # A socket that listens with a full backlog answers no further connection: silence, on loopback.

@@ -77,7 +77,7 @@ FILES = {
     "a webhook with a key named event": (text({"event": "x"} | EVENT), [(1, {"event": "x"} | EVENT)], 0),
     "a letter that is not whole": (text(letter(EVENT))[:-30], [(1, "a dead letter that is not whole")], 0),
     "the same behind a prefix": (f"app: {text(letter(EVENT))[:-30]}", [(1, "a dead letter that is not whole")], 0),
-    "the next line is none of its": (
+    "the next line belongs to something else": (
         f"{text(letter(EVENT))[:-30]}\n{text(OTHER)}",
         [(1, "a dead letter that is not whole"), (2, OTHER)],
         0,
@@ -196,8 +196,8 @@ SEVERAL = {  # lines -> events, or what is wrong with them
     "a torn letter, and a part behind it": ([text(letter(EVENT))[:-30] + A[0], *A[1:]], [TORN, LONG]),
     "one attempt left out what the next one has": ([*A[:-1], *LATER], [LONG]),
     "only a part's beginning": ([A[0][:100]], [MISSING]),
-    "parts of which there are none": ([A[0].replace('"part": 1,', '"part": 0,'), *A[1:]], [MISSING]),
-    "parts that are no letter": ([text(LOOKALIKE | {"text": "{}"})], [MISSING]),
+    "a part number below one": ([A[0].replace('"part": 1,', '"part": 0,'), *A[1:]], [MISSING]),
+    "parts that make up no dead letter": ([text(LOOKALIKE | {"text": "{}"})], [MISSING]),
 }
 
 

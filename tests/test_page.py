@@ -539,7 +539,7 @@ def test_a_call_is_in_the_order_in_which_people_read_it(dry):
     assert list(call)[:7] == ["event", "anonymousId", *CALL[2:]]
 
 
-# What changes in the event -> what is said of it.
+# What changes in the event -> what the page says about it.
 CHANGES = {
     "nothing": ({}, "Nothing was left out or changed."),
     "bulk": ({"data": {"customer_id": "1", "content": "x" * 40_000}}, "Segment takes 32 KB an event: content."),
@@ -585,7 +585,7 @@ def test_what_was_left_out_of_an_object_is_said_by_its_whole_name():
 # What became no call -> the name and the person that the list shows; the rule is translate's.
 NO_CALL = {
     "no name": ({"metric": None}, {}, ("", "person-1")),
-    "a channel that is no text": ({"object_type": 5}, {}, ("", "person-1")),
+    "a channel that isn't a string": ({"object_type": 5}, {}, ("", "person-1")),
     "nobody": ({"data": {}}, {}, ("email_opened", "")),
     "an address, where no name": ({"metric": 5, "data": {"email_address": "A <a@b.c>"}}, {}, ("", "a@b.c")),
     "address before cio_id": (

@@ -44,7 +44,7 @@ REFUSED = {
     "the same number written otherwise": (BODY, "01585250199", BY_FIRST, "mismatch"),
     "a timestamp with a sign": (BODY, "+1585250199", BY_FIRST, "bad_timestamp"),
     "a timestamp in digits of another script": (BODY, "١٥٨٥٢٥٠١٩٩", BY_FIRST, "bad_timestamp"),
-    "a timestamp that is no number": (BODY, "yesterday", BY_FIRST, "bad_timestamp"),
+    "a timestamp that isn't a number": (BODY, "yesterday", BY_FIRST, "bad_timestamp"),
     "a timestamp beyond all measure": (BODY, "9" * 400, BY_FIRST, "bad_timestamp"),
     "a timestamp that is infinite": (BODY, "inf", BY_FIRST, "bad_timestamp"),
     "no timestamp": (BODY, "", BY_FIRST, "missing"),

@@ -62,7 +62,7 @@ def test_warnings_are_logged_once_and_no_secret_with_them(start, segment):
 def test_a_relay_without_a_signing_key_yet_starts_and_warns(start, segment):
     """Customer.io shows the key only once it has the relay's address."""
     relay = start(segment, CUSTOMERIO_SIGNING_KEY="unknown-yet")
-    assert relay.log.count("[WARNING] CUSTOMERIO_SIGNING_KEY has a word in the place of the key") == 1
+    assert relay.log.count("[WARNING] CUSTOMERIO_SIGNING_KEY has a word in place of the key") == 1
     assert relay.post(make_event()).status_code == 503
     assert segment.requests == []
 
@@ -81,7 +81,7 @@ def test_dry_run_prints_the_track_call_and_sends_nothing(start, segment):
     assert segment.requests == []
 
 
-# A setting that is wrong -> what is said instead of starting.
+# An invalid setting -> the message instead of a start.
 REFUSED = {
     "a dry run in production": ({"DRY_RUN": "1"}, "DRY_RUN is on while both keys are set"),
     "quotes": ({"OMIT_PROPERTIES": '"subject"'}, "OMIT_PROPERTIES has quotes in it"),

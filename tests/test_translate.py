@@ -246,7 +246,7 @@ SEGMENT_NAMES = {  # the form of an event -> its name with EVENT_NAMES=segment, 
         {"object_type": "live  notification", "metric": "_opened"},
         "Live Notification Opened",
     ),
-    "letters that are none of ours": ({"object_type": "line", "metric": "開封"}, "Line 開封"),
+    "letters of another script": ({"object_type": "line", "metric": "開封"}, "Line 開封"),
     "an accent": ({"object_type": "email", "metric": "öffnung_éteinte"}, "Email Öffnung Éteinte"),
     "digits and signs": ({"object_type": "email", "metric": "2nd_open-ing's"}, "Email 2nd Open-ing's"),
     "nothing but a dash": ({"object_type": "_", "metric": "_"}, "___"),
@@ -295,8 +295,8 @@ CUSTOMERIO_NAMES = {  # what changes in the event -> its name with EVENT_NAMES=c
     "object_type and metric": ({}, "email_opened"),
     "event_type": ({"object_type": None, "metric": None, "event_type": "email_opened"}, "email_opened"),
     "event_type comes first": ({"event_type": "customer_subscribed"}, "customer_subscribed"),
-    "a blank event_type is none": ({"event_type": " "}, "email_opened"),
-    "event_type that is no text is none": ({"event_type": 7}, "email_opened"),
+    "a blank event_type is ignored": ({"event_type": " "}, "email_opened"),
+    "an event_type that isn't a string is ignored": ({"event_type": 7}, "email_opened"),
     "a metric added after this was written": ({"metric": "snoozed"}, "email_snoozed"),
     "a channel added after this was written": ({"object_type": "line"}, "line_opened"),
     "no object_type": ({"object_type": None}, "opened"),
@@ -349,9 +349,9 @@ WHO = {  # data -> userId, anonymousId, email
     "a deleted person's blank id": ({"customer_id": "", "identifiers": {"id": "568"}}, "568", None, None),
     "a blank id of spaces": ({"customer_id": "  ", "identifiers": {"id": "568"}}, "568", None, None),
     "null": ({"customer_id": None, "identifiers": {"id": 568}}, "568", None, None),
-    "a boolean is no id": ({"customer_id": True, "identifiers": {"id": "568"}}, "568", None, None),
-    "a fraction is no id": ({"customer_id": 5.5, "identifiers": {"id": "568"}}, "568", None, None),
-    "an object is no id": ({"customer_id": {"id": 1}, "identifiers": {"id": "568"}}, "568", None, None),
+    "a boolean isn't an id": ({"customer_id": True, "identifiers": {"id": "568"}}, "568", None, None),
+    "a fraction isn't an id": ({"customer_id": 5.5, "identifiers": {"id": "568"}}, "568", None, None),
+    "an object isn't an id": ({"customer_id": {"id": 1}, "identifiers": {"id": "568"}}, "568", None, None),
     "id and email": ({"customer_id": "1", "identifiers": {"email": EMAIL}}, "1", None, EMAIL),
     "identifiers.email": ({"identifiers": {"id": None, "email": EMAIL, "cio_id": "d9"}}, None, EMAIL, EMAIL),
     "email_address": ({"email_address": EMAIL, "identifiers": {"cio_id": "d9"}}, None, EMAIL, EMAIL),
@@ -373,8 +373,8 @@ WHO = {  # data -> userId, anonymousId, email
     "an address within a text": ({"recipient": f"to {EMAIL} and others"}, None, f"to {EMAIL} and others", None),
     "a name, and no address": ({"email_address": "Ada <ada>"}, None, "ada", None),
     "cio_id": ({"identifiers": {"id": "", "email": None, "cio_id": "d9c1"}}, None, "d9c1", None),
-    "an email that is none": ({"identifiers": {"email": "not an address"}}, None, "not an address", None),
-    "identifiers that are none": ({"identifiers": ["x"], "customer_id": "1"}, "1", None, None),
+    "an invalid email address": ({"identifiers": {"email": "not an address"}}, None, "not an address", None),
+    "identifiers that aren't an object": ({"identifiers": ["x"], "customer_id": "1"}, "1", None, None),
 }
 
 
@@ -396,7 +396,7 @@ NO_ADDRESS = {
 
 
 @pytest.mark.parametrize(("channel", "recipient"), NO_ADDRESS.values(), ids=NO_ADDRESS.keys())
-def test_recipient_that_is_no_email_address(channel, recipient):
+def test_recipient_that_is_not_an_email_address(channel, recipient):
     event = about(customer_id="1", recipient=recipient) | {"object_type": channel}
     assert "traits" not in call(event)["context"]
 
@@ -555,7 +555,7 @@ KEPT = {  # the form of an event -> what of it is in context
     "an empty channel": ({"object_type": "", "metric": "clicked"}, {"object_type": "", "metric": "clicked"}),
     "the legacy one": ({"event_type": "in_app_clicked"}, {}),
     "both": ({"event_type": "a_b", "object_type": {}, "metric": 5}, {"object_type": {}, "metric": 5}),
-    "a name that is no text": ({"event_type": 7, "metric": "clicked"}, {"event_type": 7, "metric": "clicked"}),
+    "a name that isn't a string": ({"event_type": 7, "metric": "clicked"}, {"event_type": 7, "metric": "clicked"}),
 }
 
 
@@ -645,7 +645,7 @@ OMITTED = {  # the names -> data before and after
     "what isn't there": ("a.b,x.y,z", {"a": {"c": 1}, "x": "y"}, {"a": {"c": 1}, "x": "y"}),
     "no object": ("a.b", {"a": None, "b": 1}, {"a": None, "b": 1}),
     "not deeper than it says": ("b", {"a": {"b": 1}}, {"a": {"b": 1}}),
-    "a text is no list": ("a.0", {"a": "xyz"}, {"a": "xyz"}),
+    "a string isn't a list": ("a.0", {"a": "xyz"}, {"a": "xyz"}),
 }
 
 

@@ -100,7 +100,7 @@ UNUSABLE = {
     "SOCKS with names": "socks5h://user:secret@proxy.example:1080",
     "SOCKS 4": "socks4://secret.example:1080",
     "no host": "http://:3128",
-    "a port that is none": "http://user:secret@proxy.example:http",
+    "an invalid port": "http://user:secret@proxy.example:http",
     "port 0": "http://secret.example:0",
     "a blank in it": "http://secret example:3128",
     "a slash in the password": "http://user:sec/ret@proxy.example:3128",
@@ -258,7 +258,7 @@ def test_a_certificate_that_is_trusted_but_wrong(relay_with, tmp_path, changes):
         assert segment.requests == []
 
 
-BUNDLES = {  # what is there -> what is said
+BUNDLES = {  # what is there -> the message
     "nothing": (None, "No such file or directory"),
     "an empty file": (b"", "none is in the file"),
     "another file": (b"certificates", "none is in the file"),

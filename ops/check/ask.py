@@ -15,7 +15,7 @@ from config import in_clear_text, is_origin
 
 SECONDS = 10.0
 
-# An OSError that is no RequestException is a REQUESTS_CA_BUNDLE that can't be read; the others are odd addresses.
+# An OSError other than a RequestException is an unreadable REQUESTS_CA_BUNDLE; the others are odd addresses.
 FAILURES = (OSError, HTTPError, UnicodeError)
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Api:
             raise (NotNow if passes else NoAnswer)(self._refusal(response))
         try:
             answer = json.loads(response.content)  # the bytes, since a text must have no byte order mark
-            # Names are shown, and one may have the token in it.
+            # Names are shown, and one may contain the token.
             answer = json.loads(json.dumps(answer).replace(json.dumps(self.token)[1:-1], "***"))
         except (ValueError, RecursionError):
             answer = None
@@ -109,7 +109,7 @@ class Api:
 def within(seconds: float, request: Callable[[], T]) -> T:
     """Return what `request` returns; raise requests.Timeout after `seconds`, however far it is.
 
-    A socket's timeout starts anew with each byte, and looking up a name has none.
+    A socket's timeout restarts with each byte, and name resolution has none.
     """
     outcome: Future[T] = Future()
 

@@ -190,7 +190,7 @@ def send_event(config: Config, call: dict[str, Any], report: Report) -> bool:
     messages = [to_message(call)]
     started = time.monotonic()
     try:
-        # upload() itself ends whatever takes too long, but only the relay, where gevent runs, can end a look-up.
+        # upload() has a deadline, but only gevent, in the relay, can end a name look-up.
         ask.within(TIMEOUT, lambda: segment.upload(messages, TIMEOUT))
     except requests.Timeout:
         late = f"Segment did not answer in time ({TIMEOUT} s)"
@@ -295,7 +295,7 @@ class Watch:
         return {"outcome": outcome or "no report", "seconds": round(time.monotonic() - started)}
 
     def _first_counts(self) -> dict[str, int]:
-        """Return the counts before the event, which can't be told afterwards."""
+        """Return the counts before the event; afterwards it is too late."""
         further = pauses()
         while True:
             # Earlier minutes may have a check event that Segment hasn't reported yet.
@@ -423,7 +423,7 @@ def segment_lines(report: Report) -> list[str]:
         return []
     source, overview, watch = end["source"], end["overview"], end["watch"]
     state = "enabled" if source["enabled"] else "DISABLED"
-    lines = [f'Segment: the write key is of the source "{source["name"]}", {state}.']
+    lines = [f'Segment: the write key belongs to the source "{source["name"]}", {state}.']
     if watch and watch["outcome"] != "no report":
         lines.append(f"Segment: {report['event']['name']} was {watch['outcome']}, reported after {watch['seconds']} s.")
     if not overview:

@@ -95,7 +95,7 @@ def target(url: str) -> str:
 
 
 def address(endpoint: str) -> str:
-    """Return an endpoint without the secrets that it may have before the host and behind the path; "" if it is none."""
+    """Return an endpoint without what may be secret, before its host and behind its path; "" if it is invalid."""
     try:
         url = urlsplit(endpoint)
         host, port = url.hostname, url.port

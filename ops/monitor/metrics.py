@@ -84,7 +84,7 @@ class Metrics:
         self._first_genuine = next(column)  # when, in unix seconds
         # When each began to fail, without a success since; outdated once there was one.
         self._failing = {outcome.label: next(column) for outcome in (RETRIED, UNAUTHORIZED)}
-        self._last_arrived = next(column)  # when an event that is no sample was last delivered, in unix seconds
+        self._last_arrived = next(column)  # when an event that isn't a sample was last delivered, in unix seconds
         # What happened in each of the last minutes: which minute it is, the webhooks by outcome, the sum of ages.
         self._minutes = [{name: next(column) for name in ("minute", *REASONS, "age")} for _ in range(MINUTES + 1)]
         self._counts.row[self._uploads] = 0  # a killed worker's are over
@@ -110,7 +110,7 @@ class Metrics:
             row[column] = time.time()
 
     def note_arrival(self) -> None:
-        """Note that Segment has an event that is no sample."""
+        """Note that Segment has an event that is not a sample."""
         self._counts.row[self._last_arrived] = time.time()
 
     def count_event(self, event: dict[str, Any] | None) -> None:
@@ -236,7 +236,7 @@ class Metrics:
         return min(filter(None, self._counts.column(self._first_genuine)), default=0)
 
     def last_arrived(self) -> float:
-        """Return when an event that is no sample was last delivered, in unix seconds; 0 if never."""
+        """Return when an event that isn't a sample was last delivered, in unix seconds; 0 if never."""
         return max(self._counts.column(self._last_arrived))
 
     def failures(self, outcomes: Iterable[str]) -> list[Tally]:

@@ -68,5 +68,5 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
 
 
 def is_sample(webhook: Webhook) -> bool:
-    """Return whether this webhook is a sample: from the page, whatever is in it, or from the command."""
+    """Return whether this webhook is a sample, from the page or from the command."""
     return "relay.sample" in request.environ or samples.is_sample(webhook.event or {})

@@ -29,7 +29,7 @@ COMES_BACK = "Nothing is lost: Customer.io sends them again, for seven days."
 WAIT = f"{COMES_BACK} If it lasts, look at status.segment.com."
 NEW_KEY = f"Copy the write key again from {KEY_PAGE}; set SEGMENT_WRITE_KEY and restart. {COMES_BACK}"
 
-# What to do about webhooks that were asked to come back, by the code of the reason.
+# What to do about webhooks that got a 503, by reason.
 REMEDIES = {
     "write_key": NEW_KEY,
     "every_event": f"{NEW_KEY} The first events became dead letters; `python -m ops replay` sends them again.",
@@ -197,7 +197,7 @@ def steps(
     ]
     if signed or not_set_up or dry_run:
         return found
-    # Strangers read the page of a live relay, and needn't know that nobody checks signatures.
+    # Strangers read the page of a live relay; don't tell them that signatures aren't checked.
     return [step for step in found if step.title in ("Write key", "Events in Segment")]
 
 
@@ -225,7 +225,7 @@ def is_private(host: str) -> bool:
 
 
 def _lasts(failure: Tally, health: Health, now: float) -> bool:
-    """Return whether nothing has gone well since."""
+    """Return whether there was no success since."""
     accepted = _last(health.successes)
     kept = _last(failure for failure in health.failures if failure.outcome == DEAD_LETTERED.label)
     match failure.outcome, failure.reason:

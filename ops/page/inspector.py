@@ -51,7 +51,7 @@ class Seen:
 
 
 class Inspector:
-    """Remembers the last webhooks, whatever became of them, and prints each track call."""
+    """Remembers the last webhooks, delivered or not, and prints each track call."""
 
     def __init__(self, config: Config):
         self._config = config
@@ -151,7 +151,7 @@ class Inspector:
 
 
 def pretty(text: str, order: Callable[[Any], Any] = lambda value: value) -> str:
-    """Return JSON laid out; as it is, if it isn't JSON or nests so deeply that it would be mostly indentation."""
+    """Return JSON indented, or unchanged if it isn't JSON, or nests so deeply that most would be indentation."""
     room = 10_000 + 10 * len(text)
     pieces = []
     try:
@@ -181,7 +181,7 @@ def _is_utf8(body: bytes) -> bool:
 
 
 def _printable(body: bytes) -> bool:
-    """Return whether a terminal takes the text as it stands: a control character may be a command to it."""
+    """Return whether a terminal prints the text unchanged: it may obey a control character."""
     return len(body) <= PASTED and _is_utf8(body) and body.decode().replace("\n", "").isprintable()
 
 

@@ -62,7 +62,7 @@ def blueprint(config: Config, metrics: Metrics, started: float, inspector: Inspe
     pages = Blueprint("page", __name__, template_folder="templates")
     files = {path.name: path.read_bytes() for path in STATIC.iterdir()}
 
-    # Whoever asks for these, and however often, webhooks come first.
+    # Rendered rarely, so that requests for these can't hold up webhooks.
     metrics_text = once_a_second(metrics.text)
 
     @once_a_second
