@@ -14,8 +14,9 @@ PART = re.compile(
     r'\{\s*"letter"\s*:\s*"([0-9a-f]{32})"\s*,\s*"part"\s*:\s*([0-9]{1,9})\s*,\s*"of"\s*:\s*([0-9]{1,9})\s*,'
     r'\s*"text"\s*:\s*("(?:[^"\\\n]|\\.)*"(?=\s*\})\s*\})?'
 )
-BETWEEN = " \t\r,"  # items on the same line
-WITHIN = (",", "}", "]")  # what follows an object that is within another one
+BETWEEN = re.compile(r"[ \t\r,]*")  # items on the same line
+WITHIN = re.compile(r"\s*[,}\]]")  # what follows an object that is within another one
+OBJECT = re.compile(r'[\s\[]*\{\s*"')  # how one begins, or an array of them; a log's own "[1]" or "{web}" doesn't
 
 # Take an event with a raw control character in a string.
 DECODER = json.JSONDecoder(strict=False)
@@ -35,6 +36,13 @@ class Found(NamedTuple):
     @property
     def place(self) -> str:
         return f"line {self.line}, item {self.item}" if self.item else f"line {self.line}"
+
+
+class Text(str):
+    """A text with many faults: JSONDecodeError counts all lines before each of them, which nobody reads."""
+
+    def count(self, *_: Any) -> int:
+        return 0
 
 
 class Part(NamedTuple):
@@ -61,23 +69,27 @@ def find(text: str) -> tuple[list[Found], int]:
 
 
 def _items(text: str) -> tuple[list[Found | Part], int]:
+    plain, text = text, Text(text)
     found: list[Found | Part] = []
     others, line, position = 0, 1, 0
     empty = True  # so far, the line
+    end_of_line = _end_of_line(text, 0)
     while position < len(text):
-        items, end = _read(text, position, _end_of_line(text, position))
+        items, end = _read(text, position, end_of_line)
         found += [item._replace(line=line) for item in items]
         empty = empty and not items
-        line += text.count("\n", position, end)
-        end_of_line = _end_of_line(text, end)
+        line += plain.count("\n", position, end)
+        if end > end_of_line:
+            end_of_line = _end_of_line(text, end)
         # Behind an item there may be another one; behind JSON of a log's, like "[1] ", only a dead letter.
-        if (items and text[end:end_of_line].strip(BETWEEN)) or START.search(text, end, end_of_line):
+        if _content(text, end, end_of_line) < end_of_line if items else START.search(text, end, end_of_line):
             position = end
         else:
             others += empty
             empty = True
             line += 1
             position = end_of_line + 1
+            end_of_line = _end_of_line(text, position)
     return found, others
 
 
@@ -103,25 +115,30 @@ def _end_of_line(text: str, position: int) -> int:
     return end if (end := text.find("\n", position)) >= 0 else len(text)
 
 
+def _content(text: str, position: int, end_of_line: int) -> int:
+    """Return where in the rest of a line an item may begin."""
+    between = BETWEEN.match(text, position, end_of_line)
+    return between.end() if between else position
+
+
 def _read(text: str, position: int, end_of_line: int) -> tuple[list[Found | Part], int]:
     """Return what begins in a line, and where it ends."""
-    line = text[position:end_of_line].strip().lstrip(BETWEEN)
-    letter = START.search(text, position, end_of_line)
-    if line.startswith(("{", "[")):
-        start = text.index(line[0], position)
-    elif letter:
+    start = _content(text, position, end_of_line)
+    letter = None
+    if not text.startswith(("{", "["), start):
+        if not (letter := START.search(text, position, end_of_line)):
+            return [], end_of_line
         start = letter.start()
-    else:
-        return [], end_of_line
     if part := PART.match(text, start, end_of_line):
         return _part(text, part, end_of_line)
     try:
         value, end = DECODER.raw_decode(text, start)
     except (ValueError, RecursionError):
-        if letter and text[start] == "[" and "{" not in text[start : letter.start()]:  # a log's prefix
+        letter = letter or START.search(text, position, end_of_line)
+        if letter and letter.start() > start and not OBJECT.match(text, start, letter.start()):  # a log's prefix
             return _read(text, letter.start(), end_of_line)
         end = _next_letter(text, start + 1, end_of_line)
-        return _broken(text[position:end].strip().lstrip(BETWEEN), bool(letter)), end
+        return _broken(text[start:end].strip(), bool(letter)), end
     if isinstance(value, list):
         numbered = enumerate(value, 1)
         return [item._replace(item=number) for number, one in numbered for item in _classify(json.dumps(one), one)], end
@@ -146,8 +163,8 @@ def _next_letter(text: str, position: int, end_of_line: int) -> int:
             except (ValueError, RecursionError):
                 continue
             whole = {"event", "reason", "at"} <= set(value) and end <= end_of_line
-        # Don't look inside an event: its sender chooses what it holds.
-        if whole and not text[end:end_of_line].lstrip().startswith(WITHIN):
+        # Not what an event holds, which its sender chooses.
+        if whole and not WITHIN.match(text, end, end_of_line):
             return start.start()
     return end_of_line
 

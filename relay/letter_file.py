@@ -44,6 +44,8 @@ def append(path: str, content: bytes, deadline: float) -> None:
             if os.write(file, content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file)
+            if not os.fstat(file).st_nlink:  # replaced or removed since it was opened, and nobody would find the letter
+                raise OSError(errno.ESTALE, "the file was removed meanwhile")
         except OSError:
             os.ftruncate(file, size)
             raise

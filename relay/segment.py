@@ -188,6 +188,8 @@ class SegmentClient:
         incoming = Incoming(sock, deadline)
         response = HTTPResponse(incoming, method="CONNECT")  # type: ignore[arg-type]
         response.begin()
+        if 400 <= response.status < 500:  # a login that is missing or wrong, or a rule; a 5xx may pass
+            raise RetryLater("not_segment")
         if not 200 <= response.status < 300 or incoming.buffer:
             raise ConnectionError("the proxy refuses")
 
@@ -319,6 +321,9 @@ def exchange(sock: socket.socket, request: bytes, deadline: float) -> Answer:
     response.begin()
     if not_received(sock):  # an answer, but not to all of the upload
         raise ConnectionError("answered early")
+    lengths = set(response.headers.get_all("Content-Length", ()))
+    if len(lengths) > 1 or not all(map(str.isdigit, lengths)):  # http.client takes the first, or none
+        raise ConnectionError("the answer's length contradicts itself")
     body: bytes | None = b""
     try:
         while part := response.read(MAX_ANSWER):
@@ -330,6 +335,7 @@ def exchange(sock: socket.socket, request: bytes, deadline: float) -> Answer:
             raise IncompleteRead(b"")
     # A second answer may have arrived with the first.
     reusable = response.version == 11 and not response.will_close and not incoming.buffer
+    reusable = reusable and not (response.chunked and lengths)  # RFC 9112, 6.1: others may see another end
     return Answer(response.status, response.headers, body, reusable)
 
 

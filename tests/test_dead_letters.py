@@ -149,6 +149,14 @@ def test_a_letter_that_finds_no_room_leaves_the_file_as_it_was(tmp_path, monkeyp
     assert path.read_text() == "before"
 
 
+def test_a_letter_in_a_file_that_is_removed_meanwhile_is_not_kept(tmp_path, monkeypatch):
+    path = tmp_path / "letters"
+    flock = fcntl.flock
+    monkeypatch.setattr("relay.dead_letters.fcntl.flock", lambda file, how: (flock(file, how), path.unlink()))
+    with pytest.raises(OSError, match="removed meanwhile"):
+        append(str(path), b"next\n", time.monotonic() + 5)
+
+
 def test_what_fails_in_the_thread_fails_in_the_request(segment, tmp_path, monkeypatch):
     client = InProcess(segment, DEAD_LETTER_FILE=str(tmp_path / "letters"))
 

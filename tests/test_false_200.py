@@ -154,6 +154,10 @@ ANSWERS = {  # what follows "HTTP/1.1 ". Of whole answers, test_segment_client.p
     "cut in the body": b'200 OK\r\nContent-Length: 17\r\n\r\n{"success": tru',
     "cut after a success": b'200 OK\r\nContent-Length: 18\r\n\r\n{"success": true}',
     "a body without a length, cut": b'200 OK\r\n\r\n{"success": tru',
+    "two lengths": b'200 OK\r\nContent-Length: 17\r\nContent-Length: 18\r\n\r\n{"success": true}',
+    "two lengths, the other first": b'200 OK\r\nContent-Length: 18\r\nContent-Length: 17\r\n\r\n{"success": true} ',
+    "a length below none": b'200 OK\r\nContent-Length: -1\r\n\r\n{"success": true}',
+    "a length that is no number": b'200 OK\r\nContent-Length: x\r\n\r\n{"success": true}',
     "chunks that end early": b'200 OK\r\nTransfer-Encoding: chunked\r\n\r\n11\r\n{"success": true}\r\n',
 }
 
@@ -183,6 +187,21 @@ def test_200_to_a_success(scripted, answer):
         connection.sendall(answer)
 
     assert client_of(scripted(script)).post(make_event()).status_code == 200
+
+
+def test_a_connection_is_not_used_again_after_an_answer_whose_end_is_in_doubt(scripted):
+    def script(connection, number):
+        for _ in range(2):
+            take(connection)
+            connection.sendall(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 17\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b'11\r\n{"success": true}\r\n0\r\n\r\n'
+            )
+
+    server = scripted(script)
+    client = client_of(server)
+    assert [client.post(make_event(number)).status_code for number in range(2)] == [200, 200]
+    assert server.connections == 2
 
 
 def test_the_second_address_is_tried_when_the_first_is_silent(scripted, monkeypatch):

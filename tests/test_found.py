@@ -1,8 +1,11 @@
 """ops/found.py: what replay and translate find in a file."""
 
 import json
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 from ops.found import find
 from relay.dead_letters import log_lines
@@ -47,6 +50,9 @@ FILES = {
     "behind several": (f"[2026-11-23 12:00:00 +0000] [1] [INFO] {text(letter(EVENT))}", [(1, EVENT)], 0),
     "behind an object of a log's": (f'{{"level": "info"}} {text(letter(EVENT))}', [(1, EVENT)], 0),
     "a webhook behind a number is a log's": (f"[1] {text(EVENT)}", [], 1),
+    "behind braces of a log's": (f"{{web}} {text(letter(EVENT))}", [(1, EVENT)], 0),
+    "behind braces in brackets": (f"[web {{1}}] {text(letter(EVENT))}", [(1, EVENT)], 0),
+    "not whole behind braces": (f"{{web}} {text(letter(EVENT))[:-30]}", [(1, "a dead letter that is not whole")], 0),
     "not whole behind a number": (f"[1] {text(letter(EVENT))[:-30]}", [(1, "a dead letter that is not whole")], 0),
     "an array that is not whole": (
         f"[{text(letter(EVENT))}, {text(letter(OTHER))[:-30]}",
@@ -238,6 +244,23 @@ ON_ONE_LINE = {
 def test_two_on_one_line_are_both_found(file):
     found, _ = find(file)
     assert [json.loads(item.body) for item in found] == [EVENT, OTHER]
+
+
+LARGE = {  # a file, of which quadratic work takes a quarter of an hour instead of seconds -> how much is in it
+    "a log's lines in square brackets": ("[2026-11-25 23:00:00 +0000] [7] [INFO] answered 503: x\n" * 400_000, 0),
+    "webhooks on one line": (text(EVENT) * 100_000, 100_000),
+    "letters on one line": (text(letter(EVENT)) * 100_000, 100_000),
+    "torn letters on one line": (text(letter(EVENT))[:-30] * 50_000, 1),
+    "torn parts": (f"{A[0][:1500]}\n" * 20_000, 1),
+}
+
+
+@pytest.mark.parametrize(("file", "number"), LARGE.values(), ids=LARGE.keys())
+def test_the_work_is_in_proportion_to_the_file(file, number):
+    count = "import sys; from ops.found import find; print(len(find(sys.stdin.read())[0]))"
+    command = [sys.executable, "-c", count]
+    done = subprocess.run(command, input=file, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == f"{number}\n"
 
 
 PLACES = {  # an item's file -> how it is named

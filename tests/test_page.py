@@ -631,7 +631,7 @@ def test_a_large_webhook_is_cut_says_so_and_can_be_had_whole(dry):
 
 
 def test_of_very_much_only_the_beginning_is_kept(dry, monkeypatch):
-    monkeypatch.setattr("ops.page.inspector.MAX_HELD", 1_000_000)
+    monkeypatch.setattr("ops.page.routes.inspector.MAX_HELD", 1_000_000)
     for number in range(3):
         dry.post(make_event(number, data={"customer_id": "1", "content": "x" * 400_000}))
     rows = listed(dry)
@@ -651,7 +651,7 @@ def test_what_nests_deeply_is_shown_as_text(dry, value, capsys):
 
 
 def test_a_failure_of_the_page_changes_no_answer(dry, monkeypatch):
-    monkeypatch.setattr("ops.page.inspector.Seen", None)
+    monkeypatch.setattr("ops.page.routes.inspector.Seen", None)
     assert dry.post(make_event()).json()["status"] == "dry-run"
     assert dry.post(make_event(metric=None)).json()["status"] == "dead-lettered"
 

@@ -1,4 +1,4 @@
-"""segment_client.py: what it sends is what the official client sends, and what each answer of Segment means."""
+"""relay/segment.py: what it sends is what the official client sends, and what each answer of Segment means."""
 
 import gzip
 import inspect

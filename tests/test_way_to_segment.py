@@ -29,6 +29,7 @@ from relay.segment import SegmentClient
 
 MESSAGE = Message("1", '{"messageId": "1"}')
 BROKEN = "the connection to Segment failed"
+NOT_SEGMENT = "what answered is not Segment: check SEGMENT_HOST and proxies"
 
 # Which proxy. ------------------------------------------------------------------------------------
 
@@ -330,7 +331,9 @@ def test_a_proxy_that_refuses(relay_with, secure, certificate):
             relay = relay_with(
                 secure, HTTPS_PROXY=f"http://{login}{proxy.address}", REQUESTS_CA_BUNDLE=certificate.bundle
             )
-            check_refused(relay.post(make_event()))
+            answer = relay.post(make_event())
+            assert (answer.status_code, answer.json()["reason"]) == (503, NOT_SEGMENT)
+    assert len(proxy.requests) == 2  # a second attempt would fare no better
     assert secure.requests == []
 
 
