@@ -66,7 +66,9 @@ def _refuse(server: Any, error: ConfigError) -> None:
 
 
 def _worker_problem(server: Any) -> str | None:
-    return None if issubclass(server.worker_class, Worker) else preflight.other_server_problem()
+    # Without the parentheses gunicorn would take the function for the application, and fail on every webhook.
+    wrong = server.app.app_uri == "app:create_app" or not issubclass(server.worker_class, Worker)
+    return preflight.other_server_problem() if wrong else None
 
 
 def _port_problem(server: Any) -> str | None:

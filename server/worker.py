@@ -45,11 +45,14 @@ COLUMNS = {"not_http": NOT_HTTP, "internal": INTERNAL, "busy": BUSY}
 
 
 class Worker(GeventWorker):
+    _keeps_none = False  # with --keep-alive 0
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._log_sparingly = Repeats(logging.getLogger("relay"))
         self._connections: dict[gevent.Greenlet, Connection] = {}
         self._expecting: set[Connection] = set()  # those whose next request isn't complete
+        self._keeps_none = not self.cfg.keepalive
 
     def init_process(self) -> None:
         # Until gunicorn installs a worker's own handlers it has the arbiter's, which only record the
@@ -58,6 +61,7 @@ class Worker(GeventWorker):
             signal.signal(number, signal.SIG_DFL)
         StreamServer.max_accept = MAX_ACCEPT
         self.cfg.set("workers", 1)  # in this process: for more, gunicorn replaces max_accept
+        self.cfg.set("keepalive", self.cfg.keepalive or STRANGER)  # with 0, gunicorn waits for a request without end
         super().init_process()
 
     def notify(self) -> None:
@@ -94,7 +98,7 @@ class Worker(GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> Any:
         # If a body is not read to its end, the answer closes the connection. gunicorn would read the rest,
         # however long.
-        must_close, body = req.should_close(), req.body  # not req: it would keep itself alive
+        must_close, body = self._keeps_none or req.should_close(), req.body  # not req: it would keep itself alive
         # A stranger's occasional requests would otherwise keep the connection for good.
         req.should_close = lambda: (
             must_close or unread(body) or not (sock.genuine or monotonic() - sock.opened < STRANGER)

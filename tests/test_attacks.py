@@ -229,6 +229,16 @@ def test_only_a_connection_that_has_carried_a_genuine_webhook_is_kept(relay):
             assert status_on(clients[name]) == 200
 
 
+def test_a_relay_that_keeps_no_connection_does_not_wait_for_first_requests_without_end(start, segment):
+    relay = start(segment, options=["--keep-alive", "0"])
+    with contextlib.ExitStack() as stack:
+        nothing, half, whole = (connect(stack, relay) for _ in range(3))
+        half.sendall(webhook("half")[:20])
+        whole.sendall(webhook("whole"))
+        assert status_on(whole) == 200
+        until(lambda: all(map(at_its_end, (nothing, half, whole))), 20)
+
+
 def test_a_stranger_who_asks_now_and_then_does_not_keep_the_connection(relay):
     with contextlib.ExitStack() as stack:
         client, webhooks = connect(stack, relay), connect(stack, relay)

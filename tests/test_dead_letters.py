@@ -152,7 +152,7 @@ def test_a_letter_that_finds_no_room_leaves_the_file_as_it_was(tmp_path, monkeyp
 def test_a_letter_in_a_file_that_is_removed_meanwhile_is_not_kept(tmp_path, monkeypatch):
     path = tmp_path / "letters"
     flock = fcntl.flock
-    monkeypatch.setattr("relay.dead_letters.fcntl.flock", lambda file, how: (flock(file, how), path.unlink()))
+    monkeypatch.setattr("relay.letter_file.fcntl.flock", lambda file, how: (flock(file, how), path.unlink()))
     with pytest.raises(OSError, match="removed meanwhile"):
         append(str(path), b"next\n", time.monotonic() + 5)
 

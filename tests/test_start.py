@@ -133,10 +133,10 @@ OTHER_WAYS = {
 }
 
 
-def gunicorn(options, folder=ROOT, **settings):
+def gunicorn(options, folder=ROOT, app=APP, **settings):
     """Run gunicorn until it ends by itself; return how."""
     env = {**KEYS, "PATH": os.environ["PATH"], "PORT": str(free_port()), **settings}
-    command = [GUNICORN, APP, *options]
+    command = [GUNICORN, app, *options]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=20, check=False)
 
 
@@ -149,6 +149,13 @@ def test_under_gunicorn_with_its_own_settings_or_not_at_all(tmp_path, options, s
     assert done.stderr.count("The relay cannot start") == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.count("Booting worker") <= 2
+
+
+@pytest.mark.gunicorn
+def test_without_parentheses_it_does_not_start_and_fail_on_every_webhook():
+    done = gunicorn([], app="app:create_app")
+    assert done.returncode == 1
+    assert f'type gunicorn -c {ROOT}/gunicorn.conf.py "app:create_app()"' in done.stderr
 
 
 @pytest.mark.gunicorn
