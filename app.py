@@ -26,7 +26,7 @@ from outcomes import DELIVERED, DRY_RUN, ENDS, REJECTED, Ended, Outcome, Rejecte
 from segment_client import SegmentClient
 from shared import Shared, of_service
 from signature import verify
-from translate import NotAnObject, Undeliverable, Untranslatable, parse, translate
+from translate import Ignored, NotAnObject, Undeliverable, Untranslatable, parse, translate
 from webhook import current
 
 # Customer.io gives up after 4 s (docs.customer.io, Reporting webhooks, "Timeouts and failures").
@@ -90,6 +90,8 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
                 if config.dry_run:
                     return answer(200, DRY_RUN, message_id=message.id)
                 send(message, deadline - TO_ANSWER)
+            except Ignored:  # nobody wants it: no dead letter
+                raise
             except Untranslatable as error:
                 if isinstance(error, NotAnObject):
                     if not config.signing_keys:

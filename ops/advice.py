@@ -79,6 +79,7 @@ class Health(NamedTuple):
 
     failures: list[Tally]  # retried, unauthorized, rejected and dead_lettered
     successes: list[Tally]  # delivered and dry_run
+    ignored: list[Tally]
     per_minute: dict[str, list[float]]
     failing_since: dict[str, float]  # retried and unauthorized, without a success since; unix seconds, 0 for neither
 
@@ -222,7 +223,7 @@ def _lasts(failure: Tally, health: Health, now: float) -> bool:
         case RETRIED.label, "dead_letter":  # other events may do well, and prove nothing
             return failure.last > kept
         case outcome, reason if outcome == UNAUTHORIZED.label or reason in STRANGERS:
-            genuine = max(accepted, kept)  # a dead letter, too, had the right signature
+            genuine = max(accepted, kept, _last(health.ignored))  # these, too, had the right signature
             missing = now - genuine >= LATELY * 60
             return missing and failure.last > genuine and now - failure.last < FORGOTTEN * 60
         case (RETRIED.label, _) | (REJECTED.label, "too_large"):

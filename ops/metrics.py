@@ -13,14 +13,19 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from config import EU_HOST, SEGMENT_HOST, VERSION, Config
 from delivery import Message
 from ops import samples
-from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, REJECTED, RETRIED, UNAUTHORIZED
+from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, IGNORED, REASONS, REJECTED, RETRIED, UNAUTHORIZED
 from shared import BUSY, FIRST_FREE, INTERNAL, NOT_HTTP, Shared
 from translate import Undeliverable
 from translate import kind as kind_of
 
 STATUSES = re.compile("segment_[0-9]+")
 
-SUCCESSES = (DELIVERED.label, DRY_RUN.label, DEAD_LETTERED.label)  # those that Customer.io doesn't send again
+SUCCESSES = (
+    DELIVERED.label,
+    DRY_RUN.label,
+    DEAD_LETTERED.label,
+    IGNORED.label,
+)  # those that Customer.io doesn't send again
 
 # Those that the worker counts.
 COUNTED_BY_WORKER = {

@@ -11,7 +11,7 @@ from logs import Repeats
 from ops import samples
 from ops.inspector import Inspector
 from ops.metrics import Metrics
-from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, RETRIED, UNAUTHORIZED, Outcome
+from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, IGNORED, RETRIED, UNAUTHORIZED, Outcome
 from translate import occurred_at
 from webhook import Webhook
 
@@ -34,7 +34,7 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
             with suppress(Exception):  # nor may the page
                 if config.dry_run:
                     show(webhook, outcome, response.status_code)
-        refused = request.endpoint == "receive" and outcome not in (DELIVERED, DRY_RUN)
+        refused = request.endpoint == "receive" and outcome not in (DELIVERED, DRY_RUN, IGNORED)
         elsewhere = response.status_code in (404, 405)  # perhaps a webhook with a wrong address
         if webhook.error or refused or elsewhere:
             level = logging.ERROR if webhook.error else logging.WARNING
@@ -53,7 +53,7 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
         genuine = webhook.genuine or webhook.event is not None
         if (outcome is RETRIED and genuine) or (outcome is UNAUTHORIZED and webhook.reason in ("mismatch", "expired")):
             metrics.failed(outcome.label)
-        if outcome in (DELIVERED, DRY_RUN, DEAD_LETTERED):
+        if outcome in (DELIVERED, DRY_RUN, DEAD_LETTERED, IGNORED):
             metrics.acknowledged(webhook.event)
         if outcome is DELIVERED and not sample:
             metrics.arrived()

@@ -16,7 +16,7 @@ from config import Config
 from ops import advice, samples
 from ops.inspector import Inspector, Webhook
 from ops.metrics import Metrics
-from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, REJECTED, RETRIED, UNAUTHORIZED
+from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, IGNORED, REASONS, REJECTED, RETRIED, UNAUTHORIZED
 
 T = TypeVar("T")
 
@@ -155,6 +155,7 @@ def _health(metrics: Metrics) -> advice.Health:
     return advice.Health(
         metrics.failures(outcome.label for outcome in (RETRIED, UNAUTHORIZED, REJECTED, DEAD_LETTERED)),
         metrics.failures(outcome.label for outcome in (DELIVERED, DRY_RUN)),
+        metrics.failures([IGNORED.label]),
         metrics.per_minute(),
         {outcome.label: metrics.failing_since(outcome.label) for outcome in (RETRIED, UNAUTHORIZED)},
     )
@@ -183,7 +184,7 @@ def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool]
         delivered=f"The last was accepted {ago(now - last_arrived)}." if last_arrived else "",
     )
     outcomes = metrics.outcomes()
-    shown = [outcome for outcome in REASONS if outcomes[outcome] or outcome != _unused(config)]
+    shown = [outcome for outcome in REASONS if outcomes[outcome] or outcome not in _unused(config)]
     values = {
         "address": ADDRESS,
         "dry_run": config.dry_run,
@@ -205,8 +206,8 @@ def _values(config: Config, metrics: Metrics, started: float) -> Callable[[bool]
     return lambda reachable: values | {"steps": steps(reachable=reachable)}
 
 
-def _unused(config: Config) -> str:
-    return (DELIVERED if config.dry_run else DRY_RUN).label
+def _unused(config: Config) -> tuple[str, ...]:
+    return (DELIVERED if config.dry_run else DRY_RUN).label, IGNORED.label
 
 
 def _at_home() -> bool:
