@@ -10,7 +10,7 @@ from config import Config
 from logs import Repeats
 from ops import samples
 from ops.inspector import Inspector
-from ops.metrics import Metrics
+from ops.metrics import FAILING, Metrics
 from outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, IGNORED, RETRIED, UNAUTHORIZED, Outcome
 from translate import occurred_at
 from webhook import Webhook
@@ -52,7 +52,7 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
         # Where nobody signs, any event is as good as genuine. A scanner's request has no signature at all.
         genuine = webhook.genuine or webhook.event is not None
         if (outcome is RETRIED and genuine) or (outcome is UNAUTHORIZED and webhook.reason in ("mismatch", "expired")):
-            metrics.failed(outcome.label)
+            metrics.failed(webhook.reason if webhook.reason in FAILING else outcome.label)
         if outcome in (DELIVERED, DRY_RUN, DEAD_LETTERED, IGNORED):
             metrics.acknowledged(webhook.event)
         if outcome is DELIVERED and not sample:
