@@ -25,7 +25,7 @@ from relay.signature import verify
 from relay.webhook import current
 from server import log, preflight
 from server.shared import Shared, of_service
-from translate import NotAnObject, Undeliverable, Untranslatable, parse, translate
+from translate import Ignored, NotAnObject, Undeliverable, Untranslatable, parse, translate
 
 # Customer.io gives up after 4 s (docs.customer.io, Reporting webhooks, "Timeouts and failures").
 # Leave half a second for the network.
@@ -87,6 +87,8 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
                 if config.dry_run:
                     return answer(200, DRY_RUN, message_id=message.id)
                 send(message, deadline - TO_ANSWER)
+            except Ignored:  # nobody wants it: no dead letter
+                raise
             except Untranslatable as error:
                 if isinstance(error, NotAnObject):
                     if not config.signing_keys:

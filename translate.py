@@ -80,6 +80,8 @@ UNDELIVERABLE = {
     "segment_rejects.on_the_way": "it is refused on the way to Segment{}",
 } | NOT_AN_OBJECT  # what the key has signed is genuine
 
+IGNORED = {"mapping": "the mapping leaves it out{}"}
+
 
 class Untranslatable(ValueError):
     """What can't become a track call.
@@ -98,6 +100,15 @@ class Undeliverable(Untranslatable):
     """A genuine event that Segment can't take."""
 
     sentences = UNDELIVERABLE
+
+
+class Ignored(Untranslatable):
+    """A genuine event that the mapping leaves out on purpose; `what` says which, and quotes no event."""
+
+    sentences = IGNORED
+
+    def __init__(self, what: str):
+        super().__init__("mapping", f": {what}")
 
 
 class NotAnObject(Untranslatable):
@@ -154,7 +165,8 @@ def translate(
     which stands in for a timestamp that cannot be read): when Customer.io delivers an
     event twice, Segment can tell, and keeps one. `names` is one of NAMES. `omit` names
     properties to leave out, "a.b" the `b` in `a`; they don't identify the person either.
-    Raises Undeliverable when the event has no name, or names nobody.
+    Raises Undeliverable when the event has no name, or names nobody, and Ignored when it
+    is of a kind that is not wanted.
     """
     properties = properties_of(event, omit)
     name = event_name(event, names)

@@ -3,7 +3,7 @@
 from math import ceil
 from typing import NamedTuple
 
-from translate import UNDELIVERABLE, NotAnObject, Undeliverable, Untranslatable
+from translate import UNDELIVERABLE, Ignored, NotAnObject, Undeliverable, Untranslatable
 
 
 class Outcome(NamedTuple):
@@ -21,6 +21,7 @@ DEAD_LETTERED = Outcome(
     *("dead_lettered", "dead-lettered", "dead-lettered"),
     "Segment could never take it: it is kept whole, as a dead letter, and holds up nothing.",
 )
+IGNORED = Outcome("ignored", "ignored", "ignored", "translate.py leaves such events out: it is not kept.")
 RETRIED = Outcome("retried", "retry", "retried", "Customer.io sends it again, soon.")
 UNAUTHORIZED = Outcome(
     "unauthorized",
@@ -119,6 +120,7 @@ class Rejected(Exception):
 # proxies that eject a server after several 5xx (Envoy, outlier detection) don't count a stranger's 422.
 ENDS: dict[type[Ended | Untranslatable], tuple[int, Outcome]] = {
     Undeliverable: (202, DEAD_LETTERED),
+    Ignored: (202, IGNORED),
     RetryLater: (503, RETRIED),
     Unauthorized: (422, UNAUTHORIZED),
     NotAnObject: (422, REJECTED),
@@ -126,7 +128,7 @@ ENDS: dict[type[Ended | Untranslatable], tuple[int, Outcome]] = {
     NotHttp: (422, REJECTED),
 }
 
-OUTCOMES = (DELIVERED, DRY_RUN, DEAD_LETTERED, RETRIED, UNAUTHORIZED, REJECTED)
+OUTCOMES = (DELIVERED, DRY_RUN, DEAD_LETTERED, IGNORED, RETRIED, UNAUTHORIZED, REJECTED)
 
 
 def _reasons(outcome: Outcome) -> dict[str, str]:

@@ -14,6 +14,7 @@ from fake_segment import FAULTS, LATE
 from config import ConfigError
 from ops.found import find
 from ops.monitor.metrics import Metrics
+from translate import Ignored, kind, translate
 
 
 def letters(text):
@@ -60,6 +61,43 @@ def test_202_undeliverable(client, segment, capfd, event, reason):
     assert letter["event"] == event
     assert letter["reason"] == answer.json()["reason"]
     assert letter["at"].endswith("+00:00")
+
+
+@pytest.fixture
+def without_drafts(monkeypatch):
+    """A mapping that leaves out drafts, as CONTRIBUTING.md says how."""
+
+    def mapping(event, **settings):
+        if kind(event).metric == "drafted":
+            raise Ignored("drafts")
+        return translate(event, **settings)
+
+    monkeypatch.setattr("app.translate", mapping)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"DRY_RUN": "force"}, {"CUSTOMERIO_SIGNING_KEY": None, "ALLOW_UNSIGNED": "1"}], ids=str
+)
+@pytest.mark.parametrize(
+    "form", [{"metric": "drafted"}, {"event_type": "email_drafted", "object_type": None}], ids=["today", "legacy"]
+)
+def test_202_the_mapping_leaves_it_out(segment, capfd, without_drafts, form, settings):
+    client = InProcess(segment, **settings)
+    answer = client.post(make_event("a", **form))
+    assert (answer.status_code, answer.json()) == (
+        202,
+        {"status": "ignored", "reason": "the mapping leaves it out: drafts"},
+    )
+    assert segment.requests == []
+    assert capfd.readouterr().err == ""  # neither a dead letter nor a line
+    metrics = client.get("/metrics").text
+    assert 'relay_webhooks_total{outcome="ignored",reason="mapping"} 1.0' in metrics
+    assert 'relay_events_total{metric="drafted",object_type="email"} 1.0' in metrics
+    assert client.post(make_event("b")).status_code == 200
+
+
+def test_what_is_ignored_must_be_signed_too(client, without_drafts):
+    assert client.post(make_event(metric="drafted"), headers={}).status_code == 422
 
 
 @pytest.mark.parametrize("status", [400, 413])

@@ -27,8 +27,8 @@ def webhooks(*items):
 def waits(monkeypatch):
     """The seconds that `check` would have waited between two questions; it gives up on an answer soon."""
     waits = []
-    monkeypatch.setattr("ops.check.command.command.pause", waits.append)
-    monkeypatch.setattr("ops.check.command.ask.SECONDS", 0.3)
+    monkeypatch.setattr("ops.check.command.pause", waits.append)
+    monkeypatch.setattr("ops.check.ask.SECONDS", 0.3)
     monkeypatch.setattr("relay.segment.CONNECT_SECONDS", 0.1)
     return waits
 
@@ -239,7 +239,7 @@ def test_the_region_is_that_of_segment_host(host, address):
 
 def test_the_region_of_customerio_is_an_option(monkeypatch):
     asked = []
-    monkeypatch.setattr("ops.check.command.ask.requests.get", lambda url, *_, **__: asked.append(url) or 1 / 0)
+    monkeypatch.setattr("ops.check.ask.requests.get", lambda url, *_, **__: asked.append(url) or 1 / 0)
     for words in ([], ["--customerio-eu"]):
         env = {"DRY_RUN": "1", "CUSTOMERIO_APP_API_KEY": "k"} | dict.fromkeys(KEYS)
         CliRunner().invoke(main, ["check", *words], env=env)
@@ -475,7 +475,7 @@ def test_all_pages_are_read(run, public, beside):
 
 
 def test_pages_without_an_end(run, public, monkeypatch):
-    monkeypatch.setattr("ops.check.command.segment_api.PAGES", 5)
+    monkeypatch.setattr("ops.check.segment_api.PAGES", 5)
     public.sources = [source("Website", ["another-key"]) for _ in range(6)]
     public.page = 1
     done = run()
@@ -633,7 +633,7 @@ def test_an_upload_that_fails(run, segment, public, app_api, fault, words):
 
 @pytest.mark.parametrize("fault", ["hang", "drip"])
 def test_a_slow_answer_has_its_time(run, segment, monkeypatch, fault):
-    monkeypatch.setattr("ops.check.command.command.TIMEOUT", 0.2)
+    monkeypatch.setattr("ops.check.command.TIMEOUT", 0.2)
     segment.set_fault(fault)
     assert "Segment did not answer in time (0.2 s)." in run().stderr
 
@@ -705,7 +705,7 @@ def test_watch_gives_up_after_ten_minutes_in_which_only_other_events_arrive(run,
         waits.append(seconds)
         public.happened.append(Happened("customerio:email_opened"))
 
-    monkeypatch.setattr("ops.check.command.command.pause", pause)
+    monkeypatch.setattr("ops.check.command.pause", pause)
     public.lag = 1000
     public.happened = [Happened("customerio:relay_check", 3)]
     done = run("--watch")

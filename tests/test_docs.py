@@ -44,7 +44,7 @@ def test_there_are_documents():
 
 
 def test_the_readme_is_short():
-    assert len(README.splitlines()) <= 230
+    assert len(README.splitlines()) <= 240
 
 
 SET_BY_HEROKU = {"PORT", "WEB_CONCURRENCY"}
@@ -245,6 +245,7 @@ NOT_LOGGED = {
     "HTTP/1.1 … …\r\nContent-Type: application/json\r\n",  # an answer
     "Retry-After: …\r\n",
     "…Content-Length: …\r\n…Connection: close\r\n\r\n…",
+    "the mapping leaves it out…",  # only in the answer, and on the page of a dry run
     "the head is too large",  # as "not an HTTP request"
     "Copy it again from Segment: your source > Settings > API Keys.",  # the end of a problem
 }

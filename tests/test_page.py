@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import time
 from datetime import UTC, datetime
@@ -13,8 +14,9 @@ from conftest import ROOT, SIGNING_KEY, WRITE_KEY, InProcess, make_event, sign, 
 from ops import samples
 from ops.monitor import metrics
 from ops.page import routes as page
+from relay.outcomes import RetryLater
 from server.shared import Shared
-from translate import translate
+from translate import kind, translate
 
 JSON = {"Content-Type": "application/json"}
 
@@ -420,8 +422,10 @@ def forged(event):
     return body, sign(body, key="another")
 
 
-# What comes ("500" while Segment fails), or the seconds that pass -> the reason, "" for a 200.
+# What comes ("500" while Segment fails, "full" while the disk is), or the seconds that pass
+# -> the reason, "" for a 200.
 DOWN = "Segment answered 500"
+FULL = "the dead letter could not be kept"
 FORGED = "no configured key made this signature"
 DELIVERING = {
     "nothing came": ("900", ""),
@@ -433,7 +437,11 @@ DELIVERING = {
     "an outage that is over": ("500 300 ok", ""),
     "a second outage": ("500 400 ok 10 500 299", ""),
     "a second outage of five minutes": ("500 400 ok 10 500 301", DOWN),
-    "dead letters stop nobody": ("500 400 dead", ""),
+    "dead letters while nothing is delivered": ("ok 500 100 dead 100 500 dead 101 dead", DOWN),
+    "a dead letter that Segment refused": ("500 400 refused", ""),
+    "dead letters that cannot be kept": ("ok full 200 full 101", FULL),
+    "dead letters that can be kept again": ("full 200 full 101 dead", ""),
+    "dead letters alone": ("ok dead 900 dead", ""),
     "one forged signature": ("ok forged 9000", ""),
     "forged ones among genuine ones": ("ok forged 200 ok forged 200 forged", ""),
     "a wrong signing key": ("ok forged 200 forged 101 forged", FORGED),
@@ -442,14 +450,22 @@ DELIVERING = {
 }
 
 
+def disk_is_full(*_):
+    raise RetryLater("dead_letter")
+
+
 @pytest.mark.parametrize(("story", "reason"), DELIVERING.values(), ids=DELIVERING.keys())
-def test_delivering(live, segment, passing, story, reason):
+def test_delivering(live, segment, passing, monkeypatch, story, reason):
     for number, word in enumerate(story.split()):
         passing(0.001)
-        segment.fault = "500" if word == "500" else None
+        segment.fault = {"500": "500", "refused": "400"}.get(word)
         match word:
-            case "ok" | "500":
+            case "ok" | "500" | "refused":
                 live.post(make_event(number))
+            case "full":
+                with monkeypatch.context() as patch:
+                    patch.setattr("relay.dead_letters.DeadLetters.keep", disk_is_full)
+                    live.post(make_event(number, metric=None))
             case "dead":
                 live.post(make_event(number, metric=None))
             case "forged":
@@ -631,7 +647,7 @@ def test_a_large_webhook_is_cut_says_so_and_can_be_had_whole(dry):
 
 
 def test_of_very_much_only_the_beginning_is_kept(dry, monkeypatch):
-    monkeypatch.setattr("ops.page.routes.inspector.MAX_HELD", 1_000_000)
+    monkeypatch.setattr("ops.page.inspector.MAX_HELD", 1_000_000)
     for number in range(3):
         dry.post(make_event(number, data={"customer_id": "1", "content": "x" * 400_000}))
     rows = listed(dry)
@@ -651,7 +667,7 @@ def test_what_nests_deeply_is_shown_as_text(dry, value, capsys):
 
 
 def test_a_failure_of_the_page_changes_no_answer(dry, monkeypatch):
-    monkeypatch.setattr("ops.page.routes.inspector.Seen", None)
+    monkeypatch.setattr("ops.page.inspector.Seen", None)
     assert dry.post(make_event()).json()["status"] == "dry-run"
     assert dry.post(make_event(metric=None)).json()["status"] == "dead-lettered"
 
@@ -706,6 +722,30 @@ def test_a_signature_is_given_to_nobody_from_outside(start):
     assert json.loads(done.stdout)["status"] == "dry-run"
 
 
+OUTSIDE = {
+    "no host": "",
+    "a proxy that names the address alone": "Host: localhost\r\nX-Real-IP: 203.0.113.7\r\n",
+    "another": "Host: localhost\r\nTrue-Client-IP: 203.0.113.7\r\n",
+    "the name that a tunnel replaced": "Host: localhost\r\nX-Original-Host: relay.example\r\n",
+}
+
+
+def test_a_signature_needs_a_plainly_private_host(start):
+    relay = start(DRY_RUN="force", WEB_CONCURRENCY="1")
+    relay.post(make_event())
+    path = f"/webhooks/{listed(relay)[-1]['number']}/curl"
+
+    def signed(headers):
+        with socket.create_connection(("127.0.0.1", relay.port)) as client:
+            client.sendall(f"GET {path} HTTP/1.0\r\n{headers}\r\n".encode())
+            answer = client.makefile().read()
+        assert "curl http" in answer
+        return re.search("X-CIO-Signature: [0-9a-f]{64}", answer) is not None
+
+    assert signed("Host: localhost\r\n")
+    assert [case for case, headers in OUTSIDE.items() if signed(headers)] == []
+
+
 def test_a_curl_command_without_a_key_is_not_signed():
     relay = InProcess(DRY_RUN="1", SEGMENT_WRITE_KEY=None, CUSTOMERIO_SIGNING_KEY=None)
     relay.post(make_event(), headers={})
@@ -723,8 +763,8 @@ def test_a_sample_goes_the_way_of_a_webhook_signed(dry):
 
 
 def test_other_sites_send_no_samples(dry):
-    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
-        assert dry.request("POST", "/sample", b"{}", {"Content-Type": kind}).status_code == 415
+    for form in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        assert dry.request("POST", "/sample", b"{}", {"Content-Type": form}).status_code == 415
     assert listed(dry) == []
 
 
@@ -738,9 +778,9 @@ def test_there_is_a_choice_of_every_sample(dry):
 
 @pytest.mark.parametrize("name", samples.EVENTS)
 def test_every_sample_becomes_a_call(name):
-    call = translate(samples.sample(name, "1", 1_700_000_000), received=datetime.now(UTC))
-    assert call["event"] == f"customerio:{name}"
-    assert call["user_id"] == samples.ID
+    sample = samples.sample(name, "1", 1_700_000_000)
+    assert kind(sample) == samples.EVENTS[name]
+    assert translate(sample, received=datetime.now(UTC))["user_id"] == samples.ID
 
 
 def test_there_is_a_sample_of_every_documented_event():

@@ -13,14 +13,26 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from config import EU_HOST, SEGMENT_HOST, VERSION, Config
 from ops import samples
 from relay.delivery import Message
-from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, REJECTED, RETRIED, UNAUTHORIZED
+from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, IGNORED, REASONS, REJECTED, RETRIED, UNAUTHORIZED
 from server.shared import BUSY, FIRST_FREE, INTERNAL, NOT_HTTP, Shared
 from translate import Undeliverable
 from translate import kind as kind_of
 
 STATUSES = re.compile("segment_[0-9]+")
 
-SUCCESSES = (DELIVERED.label, DRY_RUN.label, DEAD_LETTERED.label)  # those that Customer.io doesn't send again
+SUCCESSES = (
+    DELIVERED.label,
+    DRY_RUN.label,
+    DEAD_LETTERED.label,
+    IGNORED.label,
+)  # those that Customer.io doesn't send again
+
+# What failed -> which outcomes and reasons say that it fails no more. Most dead letters never come near Segment.
+FAILING = {
+    RETRIED.label: {(DELIVERED.label, ""), (DRY_RUN.label, ""), (DEAD_LETTERED.label, "segment_rejects")},
+    "dead_letter": {(outcome, reason) for outcome in SUCCESSES for reason in REASONS[outcome]},
+    UNAUTHORIZED.label: {(outcome, reason) for outcome in SUCCESSES for reason in REASONS[outcome]},
+}
 
 # Those that the worker counts.
 COUNTED_BY_WORKER = {
@@ -83,7 +95,7 @@ class Metrics:
         self._uploads = next(column)
         self._first_genuine = next(column)  # when, in unix seconds
         # When each began to fail, without a success since; outdated once there was one.
-        self._failing = {outcome.label: next(column) for outcome in (RETRIED, UNAUTHORIZED)}
+        self._failing = {what: next(column) for what in FAILING}
         self._last_arrived = next(column)  # when an event that isn't a sample was last delivered, in unix seconds
         # What happened in each of the last minutes: which minute it is, the webhooks by outcome, the sum of ages.
         self._minutes = [{name: next(column) for name in ("minute", *REASONS, "age")} for _ in range(MINUTES + 1)]
@@ -103,10 +115,10 @@ class Metrics:
         row = self._counts.row
         row[self._first_genuine] = row[self._first_genuine] or time.time()
 
-    def note_failure(self, outcome: str) -> None:
-        """Note that a genuine webhook was RETRIED, or one that may be genuine UNAUTHORIZED."""
-        row, column = self._counts.row, self._failing[outcome]
-        if row[column] <= self.last_success():
+    def note_failure(self, what: str) -> None:
+        """Note that one of FAILING failed: for a genuine webhook, or one that may be genuine."""
+        row, column = self._counts.row, self._failing[what]
+        if row[column] <= self._last_success(what):
             row[column] = time.time()
 
     def note_arrival(self) -> None:
@@ -221,15 +233,16 @@ class Metrics:
         """Return when an event was last delivered, in unix seconds; 0 if never."""
         return max(self._counts.column(self._last[DELIVERED.label, ""]))
 
-    def last_success(self) -> float:
-        """Return when a webhook last got a 2xx, in unix seconds; 0 if none did."""
-        successes = (pair for pair in self._last if pair[0] in SUCCESSES)
-        return max(max(self._counts.column(self._last[pair])) for pair in successes)
+    def _last_success(self, what: str) -> float:
+        return max(max(self._counts.column(self._last[pair])) for pair in FAILING[what])
 
-    def failing_since(self, outcome: str) -> float:
-        """Return when the first webhook failed for which there was no success since, in unix seconds; 0 if none did."""
-        success = self.last_success()
-        return min((since for since in self._counts.column(self._failing[outcome]) if since > success), default=0)
+    def failing_since(self) -> dict[str, float]:
+        """Return when each of FAILING began to fail, without a success since, in unix seconds; 0 if it doesn't."""
+        found = {}
+        for what, column in self._failing.items():
+            success = self._last_success(what)
+            found[what] = min((since for since in self._counts.column(column) if since > success), default=0)
+        return found
 
     def first_genuine(self) -> float:
         """Return when the first webhook with the right signature came, in unix seconds; 0 if none did."""

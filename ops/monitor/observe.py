@@ -8,9 +8,9 @@ from flask import Flask, Response, g, request
 
 from config import Config
 from ops import samples
-from ops.monitor.metrics import Metrics
+from ops.monitor.metrics import FAILING, Metrics
 from ops.page.inspector import Inspector
-from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, RETRIED, UNAUTHORIZED, Outcome
+from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, IGNORED, RETRIED, UNAUTHORIZED, Outcome
 from relay.webhook import Webhook
 from server.log import Repeats
 from translate import occurred_at
@@ -34,7 +34,7 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
             with suppress(Exception):  # nor may the page
                 if config.dry_run:
                     show(webhook, outcome, response.status_code)
-        refused = request.endpoint == "receive" and outcome not in (DELIVERED, DRY_RUN)
+        refused = request.endpoint == "receive" and outcome not in (DELIVERED, DRY_RUN, IGNORED)
         elsewhere = response.status_code in (404, 405)  # perhaps a webhook with a wrong address
         if webhook.error or refused or elsewhere:
             level = logging.ERROR if webhook.error else logging.WARNING
@@ -52,8 +52,8 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
         # Where nobody signs, any event is as good as genuine. A scanner's request has no signature at all.
         genuine = webhook.genuine or webhook.event is not None
         if (outcome is RETRIED and genuine) or (outcome is UNAUTHORIZED and webhook.reason in ("mismatch", "expired")):
-            metrics.note_failure(outcome.label)
-        if outcome in (DELIVERED, DRY_RUN, DEAD_LETTERED):
+            metrics.note_failure(webhook.reason if webhook.reason in FAILING else outcome.label)
+        if outcome in (DELIVERED, DRY_RUN, DEAD_LETTERED, IGNORED):
             metrics.count_event(webhook.event)
         if outcome is DELIVERED and not sample:
             metrics.note_arrival()

@@ -89,8 +89,9 @@ class Health(NamedTuple):
 
     failures: list[Tally]  # retried, unauthorized, rejected and dead_lettered
     successes: list[Tally]  # delivered and dry_run
+    ignored: list[Tally]
     per_minute: dict[str, list[float]]
-    failing_since: dict[str, float]  # retried and unauthorized, without a success since; unix seconds, 0 for neither
+    failing_since: dict[str, float]  # each of metrics.FAILING, without a success since; unix seconds, 0 if it doesn't
 
 
 def wrong_now(health: Health, now: float, letters_in: str) -> list[Trouble]:
@@ -113,11 +114,13 @@ def not_delivering(health: Health, now: float, config: Config) -> str:
         return "DRY_RUN is on: nothing is sent to Segment"
     if config.not_set_up:
         return REASONS[RETRIED.label]["not_set_up"]
-    genuine = (failure for failure in health.failures if failure.outcome == RETRIED.label)
+    retried = [each for each in health.failures if each.outcome == RETRIED.label and each.reason not in STRANGERS]
     unauthorized = (failure for failure in health.failures if failure.outcome == UNAUTHORIZED.label)
     since = health.failing_since
-    if since[RETRIED.label] and now - since[RETRIED.label] >= NOT_DELIVERING_AFTER:
-        return next((failure.words for failure in genuine if failure.reason not in STRANGERS), "")
+    for failure in retried:
+        what = failure.reason if failure.reason in since else RETRIED.label
+        if since[what] and now - since[what] >= NOT_DELIVERING_AFTER:
+            return failure.words
     for failure in unauthorized:
         if since[UNAUTHORIZED.label] and failure.last - since[UNAUTHORIZED.label] >= NOT_DELIVERING_AFTER:
             return failure.words
@@ -232,7 +235,7 @@ def _lasts(failure: Tally, health: Health, now: float) -> bool:
         case RETRIED.label, "dead_letter":  # other events may do well, and prove nothing
             return failure.last > kept
         case outcome, reason if outcome == UNAUTHORIZED.label or reason in STRANGERS:
-            genuine = max(accepted, kept)  # a dead letter, too, had the right signature
+            genuine = max(accepted, kept, _last(health.ignored))  # these, too, had the right signature
             missing = now - genuine >= LATELY * 60
             return missing and failure.last > genuine and now - failure.last < FORGOTTEN * 60
         case (RETRIED.label, _) | (REJECTED.label, "too_large"):

@@ -16,7 +16,7 @@ from ops.page import advice
 from ops.page.inspector import Inspector, Seen
 from relay import signature
 from relay.body import MAX_BODY
-from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, REJECTED, RETRIED, UNAUTHORIZED
+from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, IGNORED, REASONS, REJECTED, RETRIED, UNAUTHORIZED
 
 T = TypeVar("T")
 
@@ -33,6 +33,20 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+
+
+# How the headers begin that proxies and tunnels add.
+FORWARDED = (
+    "x-forwarded",
+    "forwarded",
+    "via",
+    "cf-",
+    "x-real-",
+    "x-client-",
+    "true-client-",
+    "x-original-",
+    "x-envoy-",
+)
 
 
 class Bar(NamedTuple):
@@ -157,8 +171,9 @@ def _health(metrics: Metrics) -> advice.Health:
     return advice.Health(
         metrics.failures(outcome.label for outcome in (RETRIED, UNAUTHORIZED, REJECTED, DEAD_LETTERED)),
         metrics.failures(outcome.label for outcome in (DELIVERED, DRY_RUN)),
+        metrics.failures([IGNORED.label]),
         metrics.per_minute(),
-        {outcome.label: metrics.failing_since(outcome.label) for outcome in (RETRIED, UNAUTHORIZED)},
+        metrics.failing_since(),
     )
 
 
@@ -185,7 +200,7 @@ def _values(config: Config, metrics: Metrics, started: float, reachable: bool) -
         delivered=f"The last was accepted {ago(now - last_arrived)}." if last_arrived else "",
     )
     outcomes = metrics.outcomes()
-    shown = [outcome for outcome in REASONS if outcomes[outcome] or outcome != _unused(config)]
+    shown = [outcome for outcome in REASONS if outcomes[outcome] or outcome not in _unused(config)]
     return {
         "address": ADDRESS,
         "dry_run": config.dry_run,
@@ -207,8 +222,8 @@ def _values(config: Config, metrics: Metrics, started: float, reachable: bool) -
     }
 
 
-def _unused(config: Config) -> str:
-    return (DELIVERED if config.dry_run else DRY_RUN).label
+def _unused(config: Config) -> tuple[str, ...]:
+    return (DELIVERED if config.dry_run else DRY_RUN).label, IGNORED.label
 
 
 def _at_home() -> bool:
@@ -216,7 +231,7 @@ def _at_home() -> bool:
 
     Only they get a signature: it is good for a live relay with the same key too.
     """
-    forwarded = any(name.lower().startswith(("x-forwarded", "forwarded", "via", "cf-")) for name, _ in request.headers)
+    forwarded = any(name.lower().startswith(FORWARDED) for name, _ in request.headers)
     return not forwarded and advice.is_private(request.remote_addr or "") and advice.is_private(_host())
 
 
@@ -237,7 +252,7 @@ def _address() -> str:
 
 def _host() -> str:
     """Return the name or IP address in it."""
-    host = request.host
+    host = request.host if "Host" in request.headers else ""  # werkzeug would take the server's own
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
