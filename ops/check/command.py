@@ -15,7 +15,7 @@ import requests
 from config import KEYS, NOT_SET_UP, Config, ConfigError
 from ops.check import ask, customerio_api, segment_api
 from ops.check.ask import Api, NoAnswer, NotNow
-from ops.check.customerio_api import SUBSCRIBABLE, Webhook
+from ops.check.customerio_api import SUBSCRIBABLE, Subscription
 from ops.check.segment_api import DROPPED, RECEIVED
 from relay.key_check import check_call
 from relay.message import to_message
@@ -333,7 +333,7 @@ def check_customerio(api: Api | None, url: str | None, report: Report) -> None:
     end: Report = {"asked": api.shown, "webhooks": []}
     report["customerio"] = end
     with noted(report):
-        webhooks = customerio_api.list_webhooks(api)
+        webhooks = customerio_api.list_subscriptions(api)
         ours = [webhook for webhook in webhooks if customerio_api.is_relay(webhook, url)]
         addresses = {customerio_api.address(webhook.endpoint) for webhook in ours}
         if len(addresses) > 1:
@@ -350,12 +350,12 @@ def check_customerio(api: Api | None, url: str | None, report: Report) -> None:
                 report["wrong"].append(f'The webhook "{webhook["name"]}" is disabled: enable it in Customer.io.')
 
 
-def listed(webhooks: list[Webhook]) -> str:
+def listed(webhooks: list[Subscription]) -> str:
     hosts = {customerio_api.origin(webhook.endpoint) for webhook in webhooks} - {""}
     return f". There are {', '.join(map(printable, sorted(hosts)))}" if hosts else ". There is none at all"
 
 
-def described(webhook: Webhook) -> Report:
+def described(webhook: Subscription) -> Report:
     """Return the report of a webhook, with what may be unintended about it."""
     off = customerio_api.events_off(webhook)
     warnings = []
