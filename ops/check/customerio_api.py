@@ -43,11 +43,11 @@ class Subscription(NamedTuple):
     events: list[str] | None  # None if the API doesn't say
 
 
-def from_env(env: Mapping[str, str], in_eu: bool) -> Api | None:
-    """Return the App API of that region, or None without a key."""
+def from_env(env: Mapping[str, str], in_eu: bool, seconds: float) -> Api | None:
+    """Return the App API of that region, or None without a key. An answer has `seconds`."""
     token = env.get(TOKEN, "").strip()
     url = env.get(URL, "").strip().rstrip("/") or (EU_API if in_eu else US_API)
-    return Api("Customer.io's App API", url, token, URL, TOKEN, REFUSALS) if token else None
+    return Api("Customer.io's App API", url, token, URL, TOKEN, REFUSALS, seconds) if token else None
 
 
 def list_subscriptions(api: Api) -> list[Subscription]:
