@@ -757,6 +757,17 @@ def test_watch_sends_the_event_even_if_nobody_can_watch(run, public, segment, wa
     assert (run("--watch").exit_code, len(segment.kept), waits) == (1, 2, [])
 
 
+def test_watch_without_counts_before_the_event_is_incomplete(run, public, segment):
+    public.faults.extend([None, "403"])
+    done = run("--watch")
+    assert (done.exit_code, len(segment.kept), "Incomplete: " in done.stderr) == (2, 1, True)
+
+
+def test_what_two_questions_say_is_said_once(run, public):
+    public.faults.extend([None, "403", "403"])
+    assert len(report_of(run("--json"))["incomplete"]) == 1
+
+
 def test_watch_needs_a_token(run, segment):
     done = run("--watch", SEGMENT_PUBLIC_API_TOKEN=None)
     assert (done.exit_code, segment.requests) == (2, [])

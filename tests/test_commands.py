@@ -567,11 +567,11 @@ def test_check_looks_at_the_folder_of_a_file_that_is_missing(segment, tmp_path, 
     assert segment.requests == []
 
 
-def test_check_says_that_too_few_files_can_be_opened(segment, monkeypatch):
-    monkeypatch.setattr("resource.getrlimit", lambda _: (64, 64))
-    monkeypatch.setattr("resource.setrlimit", lambda *_: None)
-    done = run("check", SEGMENT_HOST=segment.url)
-    assert (done.exit_code, "The limit of open files (ulimit -n) is 64." in done.stderr) == (1, True)
+def test_check_says_that_too_few_files_can_be_opened(segment):
+    command = ["sh", "-c", 'ulimit -n 64 && exec "$@"', "-", sys.executable, "-m", "ops", "check"]
+    env = {"PATH": os.environ["PATH"], **KEYS, "SEGMENT_HOST": segment.url}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, "The limit of open files (ulimit -n) is 64." in done.stderr) == (1, True)
     assert segment.requests == []
 
 
