@@ -13,6 +13,7 @@ from fake_apis import TOKEN, FakeCustomerioApi, FakeSegmentApi, Happened, source
 
 from ops.__main__ import main
 from ops.check import customerio_api, segment_api
+from ops.timing import Timing
 
 ADDRESS = "https://relay.example.com/webhook"
 ALL = list(customerio_api.SUBSCRIBABLE)
@@ -23,14 +24,29 @@ def webhooks(*items):
     return json.dumps({"reporting_webhooks": items}).encode()
 
 
-@pytest.fixture(autouse=True)
-def waits(monkeypatch):
-    """The seconds that `check` would have waited between two questions; it gives up on an answer soon."""
-    waits = []
-    monkeypatch.setattr("ops.check.command.pause", waits.append)
-    monkeypatch.setattr("ops.check.ask.SECONDS", 0.3)
-    monkeypatch.setattr("relay.segment.CONNECT_SECONDS", 0.1)
-    return waits
+class Clock:
+    """A clock that stands still, except that each pause takes `step` seconds."""
+
+    def __init__(self):
+        self.time, self.step, self.waits = 0, 0, []
+
+    def now(self):
+        return self.time
+
+    def sleep(self, seconds):
+        self.waits.append(seconds)
+        self.time += self.step
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def waits(clock):
+    """The seconds that `check` would have waited between two questions."""
+    return clock.waits
 
 
 @pytest.fixture
@@ -47,10 +63,10 @@ def app_api():
 
 
 @pytest.fixture
-def run(segment, public, app_api):
-    """Run `check` against the fakes; None leaves a setting out."""
+def run(segment, public, app_api, clock):
+    """Run `check` against the fakes, giving up on an answer soon; None leaves a setting out."""
 
-    def run(*words, **settings):
+    def run(*words, sleep=clock.sleep, upload=15, **settings):
         env = {
             **KEYS,
             "SEGMENT_HOST": segment.url,
@@ -63,7 +79,8 @@ def run(segment, public, app_api):
             "CURL_CA_BUNDLE": None,
             **settings,
         }
-        done = CliRunner().invoke(main, ["check", *words], env=env, prog_name="python -m ops")
+        timing = Timing(clock.now, sleep, answer=0.3, upload=upload)
+        done = CliRunner().invoke(main, ["check", *words], obj=timing, env=env, prog_name="python -m ops")
         assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
         for secret in (TOKEN, *KEYS.values()):
             assert secret not in done.output
@@ -234,16 +251,14 @@ def test_drops_are_a_table_by_reason_with_what_each_means(run, public):
     ],
 )
 def test_the_region_is_that_of_segment_host(host, address):
-    assert segment_api.from_env({"SEGMENT_PUBLIC_API_TOKEN": "t"}, host).url == address
+    assert segment_api.from_env({"SEGMENT_PUBLIC_API_TOKEN": "t"}, host, 1).url == address
 
 
-def test_the_region_of_customerio_is_an_option(monkeypatch):
-    asked = []
-    monkeypatch.setattr("ops.check.ask.requests.get", lambda url, *_, **__: asked.append(url) or 1 / 0)
-    for words in ([], ["--customerio-eu"]):
-        env = {"DRY_RUN": "1", "CUSTOMERIO_APP_API_KEY": "k"} | dict.fromkeys(KEYS)
-        CliRunner().invoke(main, ["check", *words], env=env)
-    assert asked == [f"https://{host}.customer.io/v1/reporting_webhooks" for host in ("api", "api-eu")]
+@pytest.mark.parametrize(("words", "host"), [([], "api"), (["--customerio-eu"], "api-eu")])
+def test_the_region_of_customerio_is_an_option(run, words, host):
+    """A key with a blank in it is not sent, so nobody is asked."""
+    report = report_of(run("--json", *words, CUSTOMERIO_APP_API_URL=None, CUSTOMERIO_APP_API_KEY="no key"))
+    assert report["customerio"]["asked"] == f"https://{host}.customer.io"
 
 
 # Customer.io's end: the webhooks -> the exit code, and the message.
@@ -474,13 +489,12 @@ def test_all_pages_are_read(run, public, beside):
     assert (done.exit_code, "and dropped 3." in done.stdout) == (1, True), done.output
 
 
-def test_pages_without_an_end(run, public, monkeypatch):
-    monkeypatch.setattr("ops.check.segment_api.PAGES", 5)
-    public.sources = [source("Website", ["another-key"]) for _ in range(6)]
+def test_pages_without_an_end(run, public):
+    public.sources = [source("Website", ["another-key"]) for _ in range(101)]
     public.page = 1
     done = run()
-    assert (done.exit_code, len(public.requests)) == (2, 5)
-    assert f"{public.url} has more than 5 pages of sources" in done.stderr
+    assert (done.exit_code, len(public.requests)) == (2, 100)
+    assert f"{public.url} has more than 100 pages of sources" in done.stderr
 
 
 # What Customer.io's list of webhooks is instead.
@@ -632,10 +646,9 @@ def test_an_upload_that_fails(run, segment, public, app_api, fault, words):
 
 
 @pytest.mark.parametrize("fault", ["hang", "drip"])
-def test_a_slow_answer_has_its_time(run, segment, monkeypatch, fault):
-    monkeypatch.setattr("ops.check.command.TIMEOUT", 0.2)
+def test_a_slow_answer_has_its_time(run, segment, fault):
     segment.set_fault(fault)
-    assert "Segment did not answer in time (0.2 s)." in run().stderr
+    assert "Segment did not answer in time (0.2 s)." in run(upload=0.2).stderr
 
 
 @pytest.mark.parametrize(("drops", "code", "word"), [("", 0, "received"), ("source_disabled", 1, "dropped")])
@@ -700,17 +713,27 @@ def test_half_of_the_last_hours(run, public, question, code, words):
     assert [halves["received"] is None, halves["dropped"] is None] == [question == 1, question == 2]
 
 
-def test_watch_gives_up_after_ten_minutes_in_which_only_other_events_arrive(run, public, waits, monkeypatch):
-    def pause(seconds):
+def test_watch_gives_up_after_ten_minutes_in_which_only_other_events_arrive(run, public, waits):
+    def sleep(seconds):
         waits.append(seconds)
         public.happened.append(Happened("customerio:email_opened"))
 
-    monkeypatch.setattr("ops.check.command.pause", pause)
     public.lag = 1000
     public.happened = [Happened("customerio:relay_check", 3)]
-    done = run("--watch")
+    done = run("--watch", sleep=sleep)
     assert (done.exit_code, sum(waits)) == (2, 600)
     assert "After 10 minutes Segment has reported customerio:relay_check neither as received" in done.stderr
+
+
+def test_watch_counts_the_time_that_questions_take(run, public, clock):
+    clock.step = ASK_EVERY + 45  # a minute from one question to the next
+    public.lag = 2 + 2 * 4
+    done = run("--watch")
+    assert "customerio:relay_check was received, reported after 300 s.\n" in done.stdout
+    clock.waits.clear()
+    public.lag = 1000
+    done = run("--watch")
+    assert (done.exit_code, clock.waits) == (2, [ASK_EVERY] * 11)  # the first after ten minutes is the last one
 
 
 def test_watch_asks_again_when_a_question_gets_no_answer(run, public, waits):
@@ -732,6 +755,17 @@ def test_watch_sends_the_event_even_if_nobody_can_watch(run, public, segment, wa
     assert (run("--watch").exit_code, len(segment.kept), waits) == (2, 1, [])
     public.sources.clear()
     assert (run("--watch").exit_code, len(segment.kept), waits) == (1, 2, [])
+
+
+def test_watch_without_counts_before_the_event_is_incomplete(run, public, segment):
+    public.faults.extend([None, "403"])
+    done = run("--watch")
+    assert (done.exit_code, len(segment.kept), "Incomplete: " in done.stderr) == (2, 1, True)
+
+
+def test_what_two_questions_say_is_said_once(run, public):
+    public.faults.extend([None, "403", "403"])
+    assert len(report_of(run("--json"))["incomplete"]) == 1
 
 
 def test_watch_needs_a_token(run, segment):

@@ -13,8 +13,6 @@ from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionErro
 
 from config import in_clear_text, is_origin
 
-SECONDS = 10.0
-
 # An OSError other than a RequestException is an unreadable REQUESTS_CA_BUNDLE; the others are odd addresses.
 FAILURES = (OSError, HTTPError, UnicodeError)
 
@@ -39,6 +37,7 @@ class Api:
     url_setting: str
     token_setting: str
     refusals: Mapping[int, str]  # what a status means
+    seconds: float  # for an answer
 
     @property
     def shown(self) -> str | None:
@@ -60,18 +59,18 @@ class Api:
         try:
             # Given as `auth`, so that a .netrc can't replace the token. A redirect would take it elsewhere.
             response = within(
-                SECONDS,
+                self.seconds,
                 lambda: requests.get(
                     self.url + path,
                     params,
                     headers={"Accept": accept},
                     auth=self._authorize,
-                    timeout=SECONDS,
+                    timeout=self.seconds,
                     allow_redirects=False,
                 ),
             )
         except FAILURES as error:
-            raise NotNow(f"{self.url} can't be reached: {why(error)}") from None
+            raise NotNow(f"{self.url} can't be reached: {why(error, self.seconds)}") from None
         if response.status_code != 200:
             passes = response.status_code == 429 or response.status_code >= 500
             raise (NotNow if passes else NoAnswer)(self._refusal(response))
@@ -106,6 +105,14 @@ class Api:
         return f"{words} in {wait} s" if status == 429 and re.fullmatch("[0-9]{1,6}", wait) else words
 
 
+def answered(question: Callable[[], T]) -> tuple[T | None, list[str]]:
+    """Return what `question` returns, or None and a sentence on why there is no answer."""
+    try:
+        return question(), []
+    except NoAnswer as error:
+        return None, [f"{error}."]
+
+
 def within(seconds: float, request: Callable[[], T]) -> T:
     """Return what `request` returns; raise requests.Timeout after `seconds`, however far it is.
 
@@ -125,21 +132,21 @@ def within(seconds: float, request: Callable[[], T]) -> T:
     return outcome.result()
 
 
-def look(url: str) -> str:
-    """Say why nothing answers at `url`; "" if something does."""
+def look(url: str, seconds: float) -> str:
+    """Say why nothing answers at `url` within `seconds`; "" if something does."""
 
     def request() -> None:
-        requests.get(url, auth=lambda request: request, timeout=SECONDS, allow_redirects=False, stream=True).close()
+        requests.get(url, auth=lambda request: request, timeout=seconds, allow_redirects=False, stream=True).close()
 
     try:
-        within(SECONDS, request)
+        within(seconds, request)
     except FAILURES as error:
-        return why(error)
+        return why(error, seconds)
     return ""
 
 
-def why(error: Exception) -> str:
-    """Say why a request of `requests` failed."""
+def why(error: Exception, seconds: float) -> str:
+    """Say why a request of `requests` failed, which had these seconds."""
     reason = getattr(error.args[0] if error.args else None, "reason", None)
     match error:
         case requests.exceptions.ProxyError():
@@ -147,7 +154,7 @@ def why(error: Exception) -> str:
         case requests.exceptions.SSLError():
             return f"TLS is refused ({_tls_problem(reason)}): check REQUESTS_CA_BUNDLE and proxies"
         case requests.Timeout():
-            return f"there is no answer within {SECONDS:g} s"
+            return f"there is no answer within {seconds:g} s"
         case requests.ConnectionError() if isinstance(reason, NameResolutionError):
             return "its name has no address: check the spelling, and DNS"
         case requests.ConnectionError() if isinstance(reason, NewConnectionError):

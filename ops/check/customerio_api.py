@@ -32,7 +32,9 @@ SUBSCRIBABLE = {
 PORTS = {"http": 80, "https": 443}
 
 
-class Webhook(NamedTuple):
+class Subscription(NamedTuple):
+    """A reporting webhook, as Customer.io's settings have it."""
+
     name: str
     endpoint: str
     enabled: bool
@@ -41,23 +43,23 @@ class Webhook(NamedTuple):
     events: list[str] | None  # None if the API doesn't say
 
 
-def from_env(env: Mapping[str, str], in_eu: bool) -> Api | None:
-    """Return the App API of that region, or None without a key."""
+def from_env(env: Mapping[str, str], in_eu: bool, seconds: float) -> Api | None:
+    """Return the App API of that region, or None without a key. An answer has `seconds`."""
     token = env.get(TOKEN, "").strip()
     url = env.get(URL, "").strip().rstrip("/") or (EU_API if in_eu else US_API)
-    return Api("Customer.io's App API", url, token, URL, TOKEN, REFUSALS) if token else None
+    return Api("Customer.io's App API", url, token, URL, TOKEN, REFUSALS, seconds) if token else None
 
 
-def list_webhooks(api: Api) -> list[Webhook]:
+def list_subscriptions(api: Api) -> list[Subscription]:
     """Return all reporting webhooks; raise NoAnswer."""
     answer = api.get("/v1/reporting_webhooks")
     if "reporting_webhooks" not in answer:
         raise NoAnswer("Customer.io's answer has no list of reporting_webhooks: its API has changed")
     found = answer["reporting_webhooks"]
-    if not isinstance(found, list) or not all(map(_is_webhook, found)):
+    if not isinstance(found, list) or not all(map(_is_subscription, found)):
         raise api.odd_answer()
     return [
-        Webhook(
+        Subscription(
             name=str(item.get("name") or item.get("id") or ""),
             endpoint=str(item.get("endpoint") or ""),
             enabled=not item.get("disabled"),
@@ -69,7 +71,7 @@ def list_webhooks(api: Api) -> list[Webhook]:
     ]
 
 
-def _is_webhook(item: Any) -> bool:
+def _is_subscription(item: Any) -> bool:
     return (
         isinstance(item, dict)
         and all(isinstance(item.get(flag), bool | None) for flag in ("disabled", "full_resolution", "with_content"))
@@ -78,12 +80,12 @@ def _is_webhook(item: Any) -> bool:
     )
 
 
-def is_relay(webhook: Webhook, url: str | None) -> bool:
+def is_relay(subscription: Subscription, url: str | None) -> bool:
     """Return whether a webhook goes to the relay whose public address is `url`, or to any relay.
 
     A proxy may have the relay below that address.
     """
-    goes_to = address(webhook.endpoint)
+    goes_to = address(subscription.endpoint)
     if url is None or goes_to == target(url):
         return goes_to.endswith("/webhook")
     return goes_to.endswith("/webhook") and goes_to.startswith(address(url).rstrip("/") + "/")
@@ -112,6 +114,6 @@ def origin(endpoint: str) -> str:
     return "/".join(address(endpoint).split("/")[:3])
 
 
-def events_off(webhook: Webhook) -> list[str] | None:
+def events_off(subscription: Subscription) -> list[str] | None:
     """Return the documented events that could be on and are not, or None if that is unknown."""
-    return None if webhook.events is None else [name for name in SUBSCRIBABLE if name not in webhook.events]
+    return None if subscription.events is None else [name for name in SUBSCRIBABLE if name not in subscription.events]

@@ -75,12 +75,12 @@ class Row(NamedTuple):
         return max((minute for minute, count in self.minutes if count), default=None)
 
 
-def from_env(env: Mapping[str, str], segment_host: str) -> Api | None:
-    """Return the API of the region that `segment_host` is in, or None without a token."""
+def from_env(env: Mapping[str, str], segment_host: str, seconds: float) -> Api | None:
+    """Return the API of the region that `segment_host` is in, or None without a token. An answer has `seconds`."""
     token = env.get(TOKEN, "").strip()
     in_eu = (urlsplit(segment_host).hostname or "").rstrip(".") in {urlsplit(url).hostname for url in (EU_HOST, EU_API)}
     url = env.get(URL, "").strip().rstrip("/") or (EU_API if in_eu else US_API)
-    return Api("Segment's Public API", url, token, URL, TOKEN, REFUSALS) if token else None
+    return Api("Segment's Public API", url, token, URL, TOKEN, REFUSALS, seconds) if token else None
 
 
 def find_source(api: Api, write_key: str) -> Source | None:

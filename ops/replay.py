@@ -1,0 +1,129 @@
+"""The commands `replay` and `translate`, which read a file of webhooks and dead letters."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from typing import TextIO
+
+import click
+
+from config import MAPPING, Config
+from ops import settings
+from ops.found import Found, find
+from ops.rest import place_for_rest
+from ops.sending import Number, Sender
+from ops.timing import Timing, pass_timing
+from relay.delivery import Message, fitting
+from relay.key_check import check_call
+from relay.message import to_message
+from relay.outcomes import RetryLater
+from relay.segment import SegmentClient
+from translate import Untranslatable, parse, translate
+
+FILE = click.argument("file", type=click.File(encoding="utf-8-sig", errors="surrogateescape"))
+
+
+@click.command("translate")
+@FILE
+def translate_file(file: TextIO) -> None:
+    """Print the track calls for the webhooks or dead letters in FILE (- is standard input). Sends nothing."""
+    make_message = message_maker(settings.read(MAPPING))
+    found, _ = find(file.read())
+    failed = 0
+    for item in found:
+        try:
+            click.echo(message_of(item, make_message).json)
+        except (Untranslatable, Unreadable) as error:
+            failed += 1
+            click.echo(f"{item.place}: {error}", err=True)
+    if failed or not found:
+        sys.exit(nothing_found(found))
+
+
+@click.command()
+@FILE
+@click.option(
+    "--rate", default=500.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Events a second."
+)
+@click.option("--failed", type=click.Path(dir_okay=False), help="Where to write what could not be sent, as it stood.")
+@pass_timing
+def replay(timing: Timing, file: TextIO, rate: float, failed: str | None) -> None:
+    """Send what is in FILE (- is standard input) to Segment again.
+
+    FILE has dead letters or webhooks: one a line, pretty-printed, or in a JSON array; a log with
+    other lines between them is fine. The parts of a long dead letter are put together. Safe to
+    repeat: Segment knows the events by the same messageIds. Segment's own limit is 1,000 events a
+    second.
+    """
+    way = [name for name in os.environ if name.lower().endswith("_proxy") or name.endswith("_CA_BUNDLE")]
+    config = settings.read((*MAPPING, "SEGMENT_HOST", "DRY_RUN", *way), "SEGMENT_WRITE_KEY")
+    if config.dry_run:
+        raise click.ClickException("DRY_RUN is on: nothing would be sent. `translate` shows what would be.")
+    segment = SegmentClient(config.segment_write_key, config.segment_host, config.proxy, config.ca_bundle)
+    check = to_message(check_call(config.event_prefix, config.event_names))
+    make_message = message_maker(config)
+    found, others = find(file.read())
+    failures: dict[Number, str] = {}
+    ready: list[tuple[Number, Message]] = []
+    with place_for_rest(failed, file) if failed else nullcontext() as keep:  # before anything is sent
+        for position, item in enumerate(found):
+            try:
+                ready.append((position, message_of(item, make_message)))
+            except (Untranslatable, Unreadable) as error:
+                failures[position] = str(error)
+        left = dict(ready)
+        stopped = ""
+        # `update_min_steps=0` shows what it waits for, too.
+        with click.progressbar(
+            length=len(ready), label="Replaying", file=sys.stderr, item_show_func=str, update_min_steps=0
+        ) as bar:
+            bar.update(0, "")
+            sender = Sender(segment, check, timing, say=lambda words: bar.update(0, words))
+            try:
+                while ready:
+                    started = timing.now()
+                    count = fitting(message for _, message in ready)
+                    batch, ready = ready[:count], ready[count:]
+                    for number, reason in sender.send(batch):
+                        del left[number]
+                        if reason:
+                            failures[number] = reason
+                    bar.update(len(batch), "")
+                    timing.sleep(max(0.0, len(batch) / rate - (timing.now() - started)))
+            except RetryLater as error:
+                stopped = f"Stopped: {error}. Nothing else would be taken either, so it was not tried."
+        for position, reason in sorted(failures.items()):
+            click.echo(f"{found[position].place}: {reason}", err=True)
+        if stopped:
+            click.echo(stopped, err=True)
+            failures |= dict.fromkeys(left, "")
+        if keep:
+            keep(found[position].text for position in sorted(failures))
+    click.echo(f"{len(found) - len(failures)} sent, {len(failures)} not sent, {others} other lines.")
+    if failures or not found:
+        sys.exit(nothing_found(found))
+
+
+def message_maker(config: Config) -> Callable[[bytes], Message]:
+    """Return the function that does with a webhook's body what the relay does."""
+    mapping = config.mapping()
+    return lambda body: to_message(translate(parse(body), received=datetime.now(UTC), **mapping))
+
+
+def nothing_found(found: list[Found]) -> int:
+    """Say so if there was nothing to do, and return the exit code of a failure."""
+    if not found:
+        click.echo("There is no webhook and no dead letter in it.", err=True)
+    return 1
+
+
+class Unreadable(Exception):
+    """What is found in a file isn't a whole event."""
+
+
+def message_of(item: Found, make_message: Callable[[bytes], Message]) -> Message:
+    if item.problem:
+        raise Unreadable(item.problem)
+    return make_message(item.body)

@@ -1,0 +1,72 @@
+"""Uploads the batches of a replay, until nothing can succeed."""
+
+from collections.abc import Callable, Iterator
+
+from ops.timing import Timing
+from relay.delivery import Message, parts
+from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
+from relay.segment import SegmentClient
+
+ATTEMPTS = 6  # for each upload, a second apart and then twice as long each time
+
+Number = int  # of a message in a replay: its position in the file
+
+
+class Sender:
+    """Uploads the batches of a replay, until nothing can succeed."""
+
+    def __init__(self, segment: SegmentClient, check: Message, timing: Timing, say: Callable[[str], None]):
+        """`check` is an event without a fault, for trying the key; `say(words)` is told what it waits for."""
+        self._segment = segment
+        self._check = check
+        self._timing = timing
+        self._say = say
+        self._key_is_good = False  # Segment has taken an event
+
+    def send(self, batch: list[tuple[Number, Message]]) -> Iterator[tuple[Number, str]]:
+        """Upload a batch; yield each number with the reason why Segment did not take the message, "" if it did.
+
+        Raise RetryLater if Segment would take nothing else either.
+        """
+        try:
+            self._upload([message for _, message in batch])
+        except Rejected as error:
+            if len(batch) > 1:
+                for part in parts(batch):
+                    yield from self.send(part)
+                return
+            if not self._key_is_good and (error.status == 400 or not error.by_segment):
+                self._check_key()
+            yield batch[0][0], str(error)
+        except RetryLater as error:
+            if not passes(error):
+                raise
+            yield from ((number, str(error)) for number, _ in batch)
+        else:
+            self._key_is_good = True
+            yield from ((number, "") for number, _ in batch)
+
+    def _upload(self, messages: list[Message]) -> None:
+        for attempt in range(ATTEMPTS):
+            try:
+                self._segment.upload(messages, self._timing.upload)
+                return
+            except RetryLater as error:
+                if not passes(error) or attempt == ATTEMPTS - 1:
+                    raise
+                seconds = error.retry_after if isinstance(error, RateLimited) else 2**attempt
+                self._say(f"{error}: again in {seconds} s")
+                self._timing.sleep(seconds)
+
+    def _check_key(self) -> None:
+        """Raise RetryLater if Segment rejects an event that has no fault, too: then it is the key."""
+        try:
+            self._upload([self._check])
+        except Rejected as error:
+            raise RetryLater("every_event" if error.by_segment else "not_segment") from None
+        self._key_is_good = True
+
+
+def passes(error: RetryLater) -> bool:
+    """Return whether another attempt may fare better: not at a refused key, a redirect, or what isn't Segment."""
+    return isinstance(error, TransientError | RateLimited) or error.reason == "timeout"
