@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from functools import cache
 from time import monotonic, time
 
+from relay.outcomes import REJECTED, RETRIED
+
 ROWS = 256  # four times the most workers (64): a reload runs old and new ones together
 COLUMNS = 2048  # numbers a worker
 
-# The columns for answers of the worker itself. Those of ops/metrics.py follow.
-NOT_HTTP, INTERNAL, BUSY, FIRST_FREE = range(4)
+# The columns for the worker's own answers, by the labels of outcome and reason. Those of ops/monitor/metrics.py follow.
+WORKER_COLUMNS = {(REJECTED.label, "not_http"): 0, (RETRIED.label, "internal"): 1, (RETRIED.label, "busy"): 2}
 
 MAX_PAUSE = 5  # seconds, whatever Segment's Retry-After says
 

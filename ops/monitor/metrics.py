@@ -13,21 +13,14 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from config import EU_HOST, SEGMENT_HOST, VERSION, Config
 from ops import samples
 from relay.delivery import Message
-from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, REJECTED, RETRIED, UNAUTHORIZED
-from server.shared import BUSY, FIRST_FREE, INTERNAL, NOT_HTTP, Shared
+from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, RETRIED, UNAUTHORIZED
+from server.shared import WORKER_COLUMNS, Shared
 from translate import Undeliverable
 from translate import kind as kind_of
 
 STATUSES = re.compile("segment_[0-9]+")
 
 SUCCESSES = (DELIVERED.label, DRY_RUN.label, DEAD_LETTERED.label)  # those that Customer.io doesn't send again
-
-# Those that the worker counts.
-COUNTED_BY_WORKER = {
-    (REJECTED.label, "not_http"): NOT_HTTP,
-    (RETRIED.label, "internal"): INTERNAL,
-    (RETRIED.label, "busy"): BUSY,
-}
 
 INFINITY = float("inf")
 # Upper bounds.
@@ -71,9 +64,9 @@ class Metrics:
     def __init__(self, shared: Shared, config: Config):
         self._counts = shared.counts
         self._info = [VERSION, str(config.dry_run).lower(), _region(config.segment_host)]
-        column = count(FIRST_FREE)
+        column = count(len(WORKER_COLUMNS))
         pairs = [(outcome, reason) for outcome, reasons in REASONS.items() for reason in reasons]
-        self._webhooks = {pair: next(column) for pair in pairs} | COUNTED_BY_WORKER
+        self._webhooks = {pair: next(column) for pair in pairs} | WORKER_COLUMNS
         self._last = {pair: next(column) for pair in pairs}  # when, in unix seconds
         self._events = {pair: next(column) for pair in (*DOCUMENTED, OTHER)}
         self._answer_seconds = Histogram(ANSWER_SECONDS, column)
