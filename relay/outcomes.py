@@ -18,7 +18,9 @@ class Outcome(NamedTuple):
 DELIVERED = Outcome("delivered", "delivered", "delivered", "Segment has it.")
 DRY_RUN = Outcome("dry_run", "dry-run", "dry run", "A live relay answers so once Segment has it.")
 DEAD_LETTERED = Outcome(
-    *("dead_lettered", "dead-lettered", "dead-lettered"),
+    "dead_lettered",
+    "dead-lettered",
+    "dead-lettered",
     "Segment could never take it: it is kept whole, as a dead letter, and holds up nothing.",
 )
 RETRIED = Outcome("retried", "retry", "retried", "Customer.io sends it again, soon.")

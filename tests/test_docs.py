@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from test_thirty import COSTS
 
-from config import KEYS, SETTINGS, VERSION, Config, ConfigError
+from config import KEY_PAGE, KEYS, SETTINGS, VERSION, WEBHOOK_PAGE, Config, ConfigError
 from relay.message import to_message
 from relay.outcomes import ENDS
 from translate import parse, translate
@@ -247,6 +247,8 @@ NOT_LOGGED = {
     "…Content-Length: …\r\n…Connection: close\r\n\r\n…",
     "the head is too large",  # as "not an HTTP request"
     "Copy it again from Segment: your source > Settings > API Keys.",  # the end of a problem
+    KEY_PAGE,  # in problems
+    WEBHOOK_PAGE,
 }
 
 
