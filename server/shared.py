@@ -1,7 +1,7 @@
 """Memory that all workers share, mapped before they are forked."""
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from time import monotonic, time
 
@@ -41,16 +41,17 @@ class Counts:
 class Pause:
     """How long no worker may call Segment, after a 429."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
         self._until = memoryview(mmap.mmap(-1, 8)).cast("d")  # on the monotonic clock, which is the machine's
 
     def remaining(self) -> float:
         """Return the seconds left; 0 or less when Segment may be called."""
-        return float(self._until[0]) - monotonic()
+        return float(self._until[0]) - self._clock()
 
     def extend(self, seconds: float) -> None:
         """Have no worker call Segment for `seconds`, MAX_PAUSE at most; never shorten a pause."""
-        self._until[0] = max(monotonic() + min(seconds, MAX_PAUSE), self._until[0])
+        self._until[0] = max(self._clock() + min(seconds, MAX_PAUSE), self._until[0])
 
 
 class Shared:
