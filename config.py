@@ -1,4 +1,4 @@
-"""The settings, declared once each, and read from the environment into a frozen Config."""
+"""The settings, declared once each, and read from the environment into a frozen Config. Pure."""
 
 import re
 from collections.abc import Callable, Collection, Mapping

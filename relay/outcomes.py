@@ -1,4 +1,4 @@
-"""Every way in which a webhook can end, in one table: answers, metrics, log and page read it."""
+"""Every way in which a webhook can end, in one table: answers, metrics, log and page read it. Pure."""
 
 from math import ceil
 from typing import NamedTuple
