@@ -42,7 +42,7 @@ LONGEST = 8  # seconds, for a request and its answer
 class Worker(GeventWorker):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._log_sparingly = Repeats(logging.getLogger("relay"))
+        self._repeats = Repeats(logging.getLogger("relay"))
         self._connections: dict[gevent.Greenlet, Connection] = {}
         self._expecting: set[Connection] = set()  # those whose next request isn't complete
 
@@ -148,7 +148,7 @@ class Worker(GeventWorker):
         with suppress(OSError):  # the client has disconnected
             client.sendall(f"{head}Content-Length: {len(body)}\r\n{retry}Connection: close\r\n\r\n{body}".encode())
             client.drain()
-        self._log_sparingly(level, f"answered {status}: {error}{more}", outcome.label, error.reason)
+        self._repeats.log(level, f"answered {status}: {error}{more}", outcome.label, error.reason)
 
 
 def unread(body: Any) -> bool:

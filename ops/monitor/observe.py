@@ -20,7 +20,7 @@ log = logging.getLogger("relay")
 
 def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) -> None:
     """Observe the webhooks of `app`."""
-    log_sparingly = Repeats(log)
+    repeats = Repeats(log)
 
     @app.after_request
     def observed(response: Response) -> Response:
@@ -41,7 +41,7 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
             letter = outcome is DEAD_LETTERED and config.dead_letter_file
             kept = f"dead letter kept in {config.dead_letter_file}: " if letter else ""
             message = webhook.error or f"answered {response.status_code}: {kept}{webhook.words}"
-            log_sparingly(level, message, outcome.label, webhook.reason)
+            repeats.log(level, message, outcome.label, webhook.reason)
         return response
 
     def count(webhook: Webhook, outcome: Outcome) -> None:
