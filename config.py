@@ -1,4 +1,4 @@
-"""The settings, declared once each, and read from the environment into a frozen Config."""
+"""The settings, declared once each, and read from the environment into a frozen Config. Pure."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -7,12 +7,16 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from relay import proxies
-from translate import ADDRESSES, CUSTOMERIO, NAMES, namespace
+from translate import ADDRESSES, CUSTOMERIO, NAMES, PREFIX, namespace
 
 VERSION = "1.0.0"
 
 SEGMENT_HOST = "https://api.segment.io"
 EU_HOST = "https://events.eu1.segmentapis.com"
+
+# Where the two keys are found.
+KEY_PAGE = "Segment: Connections > Sources > your source > Settings > API Keys"
+WEBHOOK_PAGE = "Customer.io: Integrations > Reporting Webhooks > your webhook"
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 KEYS = ("SEGMENT_WRITE_KEY", "CUSTOMERIO_SIGNING_KEY")
@@ -41,8 +45,7 @@ FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no":
 
 
 NOT_SET_UP = (
-    "CUSTOMERIO_SIGNING_KEY has a word in place of the key: no webhook is accepted until it is set. "
-    "In Customer.io: Integrations > Reporting Webhooks > your webhook."
+    f"CUSTOMERIO_SIGNING_KEY has a word in place of the key: no webhook is accepted until it is set. In {WEBHOOK_PAGE}."
 )
 
 
@@ -174,14 +177,16 @@ class Config:
         "SEGMENT_WRITE_KEY",
         "The write key of your Segment source. Segment answers 200 to wrong keys, so the relay warns if it does not "
         "look like one.",
-        *(write_key, ""),
+        read=write_key,
+        default="",
         secret=True,
         argument="namespace",
     )
     signing_keys: tuple[str, ...] = _setting(
         "CUSTOMERIO_SIGNING_KEY",
         "The signing key of your webhook. To rotate it, set `<new key>,<old key>`, and later `<new key>`.",
-        *(signing_keys, ()),
+        read=signing_keys,
+        default=(),
         secret=True,
     )
     segment_host: str = _setting("SEGMENT_HOST", f"In the EU: `{EU_HOST}`. A URL without a path.", origin, SEGMENT_HOST)
@@ -189,13 +194,15 @@ class Config:
         "EVENT_NAMES",
         "`customerio` for names like `email_clicked`, or `segment` for names like `Email Link Clicked`. "
         "Properties are the same.",
-        *(choice(*NAMES), CUSTOMERIO),
+        read=choice(*NAMES),
+        default=CUSTOMERIO,
         argument="names",
     )
     event_prefix: str = _setting(
         "EVENT_PREFIX",
         "Goes before the name of every event. With `EVENT_NAMES=segment` there is none by default.",
-        *(prefix, "customerio:"),
+        read=prefix,
+        default=PREFIX,
         argument="prefix",
         verbatim=True,  # it may end in a blank, and an empty one means none
     )
@@ -203,13 +210,15 @@ class Config:
         "OMIT_PROPERTIES",
         "Properties to leave out, separated by commas: names in `data`, or `recipients.device_id` for what is in an "
         "object or in each object of a list. The relay does not use them to identify the person either.",
-        *(properties, frozenset()),
+        read=properties,
+        default=frozenset(),
         argument="omit",
     )
     echo_to_customerio: bool = _setting(
         "ECHO_TO_CUSTOMERIO",
         "`1` lets Segment send the events on to Customer.io destinations.",
-        *(flag, False),
+        read=flag,
+        default=False,
         argument="echo",
     )
     dead_letter_file: str | None = _setting(
@@ -222,19 +231,22 @@ class Config:
         "DRY_RUN",
         "`1` does everything but the upload, prints the track calls, and shows webhooks on the page. Needs no keys. "
         "With both keys it is refused, because the events would be gone; `force` overrides this.",
-        *(dry_run, False),
+        read=dry_run,
+        default=False,
     )
     port: int = _setting("PORT", "The port to listen on. Heroku sets it.", number(1, 65535), 8080)
     workers: int = _setting(
         "WEB_CONCURRENCY",
         "The number of worker processes: one for each processor. Heroku sets it.",
-        *(workers, 2),
+        read=workers,
+        default=2,
         verbatim=True,
     )
     log_level: str = _setting(
         "LOG_LEVEL",
         "`debug`, `info`, `warning`, `error` or `critical`.",
-        *(choice("debug", "info", "warning", "error", "critical"), "info"),
+        read=choice("debug", "info", "warning", "error", "critical"),
+        default="info",
     )
     log_format: str = _setting(
         "LOG_FORMAT", "`text`, or `json` for one JSON object a line.", choice("text", "json"), "text"
@@ -356,13 +368,11 @@ def _missing(config: Config, env: Mapping[str, str], needs: Collection[str]) -> 
     if config.dry_run:
         return missing
     if "SEGMENT_WRITE_KEY" in needs and not env.get("SEGMENT_WRITE_KEY", "").strip():
-        missing.append(
-            "SEGMENT_WRITE_KEY is not set. In Segment: Connections > Sources > your source > Settings > API Keys."
-        )
+        missing.append(f"SEGMENT_WRITE_KEY is not set. In {KEY_PAGE}.")
     unsigned = not list(_listed(env.get("CUSTOMERIO_SIGNING_KEY", "")))
     if "CUSTOMERIO_SIGNING_KEY" in needs and unsigned and not config.allow_unsigned:
         missing.append(
-            "CUSTOMERIO_SIGNING_KEY is not set. In Customer.io: Integrations > Reporting Webhooks > your webhook. "
+            f"CUSTOMERIO_SIGNING_KEY is not set. In {WEBHOOK_PAGE}. "
             "(ALLOW_UNSIGNED=1 runs without one, and takes events from anyone.)"
         )
     return missing

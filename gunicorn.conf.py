@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # with -c, gunicorn ma
 from config import VERSION, Config, ConfigError
 from server import log as logs
 from server import preflight, shared
-from server.worker import MAX_HEAD, Worker
+from server.connection import MAX_HEAD
+from server.worker import Worker
 
 
 def _read_config() -> tuple[Config, ConfigError | None]:

@@ -44,6 +44,7 @@ CHANNELS = {
 # Customer.io's source "Journeys Message Metrics" (docs.customer.io) agree on (Email Link Clicked).
 CUSTOMERIO, SEGMENT = "customerio", "segment"
 NAMES = (CUSTOMERIO, SEGMENT)
+PREFIX = "customerio:"
 
 # What differs from the metric in title case.
 METRICS = {"clicked": "Link Clicked", "dropped": "Suppressed", "spammed": "Marked as Spam"}
@@ -154,7 +155,7 @@ def translate(
     *,
     received: datetime,
     namespace: str = "",
-    prefix: str = "customerio:",
+    prefix: str = PREFIX,
     names: str = CUSTOMERIO,
     omit: frozenset[str] = frozenset(),
     echo: bool = False,
@@ -171,35 +172,38 @@ def translate(
     properties = properties_of(event, omit)
     name = event_name(event, names)
     person = person_of(event, properties)
-    when = occurred_at(event)
-
-    placed = {"event_type"} if _is_text(event.get("event_type")) else set()
-    if isinstance(event.get("data"), dict):
-        placed.add("data")
-    if when:
-        placed.add("timestamp")
-    context: dict[str, Any] = {}
-    for key, value in event.items():
-        if key in placed:
-            continue
-        if key in RESERVED:
-            context.setdefault("customerio", {})[key] = value
-        else:
-            context[key] = value
-    context["integration"] = {"name": "Customer.io"}
-    if person.email:
-        context["traits"] = {"email": person.email}
 
     return {
         "user_id": person.user_id,
         "anonymous_id": person.anonymous_id,
         "event": prefix + name,
         "properties": properties,
-        "context": context,
-        "timestamp": when or received,
+        "context": _context(event, person.email),
+        "timestamp": occurred_at(event) or received,
         "integrations": {} if echo else dict(NO_ECHO),
         "message_id": _message_id(event, namespace),
     }
+
+
+def _context(event: dict[str, Any], email: str | None) -> dict[str, Any]:
+    """Return the context: what the event has besides its name, `data` and timestamp, and who made the call."""
+    placed = {
+        "event_type": _is_text(event.get("event_type")),
+        "data": isinstance(event.get("data"), dict),
+        "timestamp": occurred_at(event) is not None,
+    }
+    context: dict[str, Any] = {}
+    for key, value in event.items():
+        if placed.get(key):
+            continue
+        if key in RESERVED:
+            context.setdefault("customerio", {})[key] = value
+        else:
+            context[key] = value
+    context["integration"] = {"name": "Customer.io"}
+    if email:
+        context["traits"] = {"email": email}
+    return context
 
 
 class Kind(NamedTuple):
@@ -385,13 +389,13 @@ def _message_id(event: dict[str, Any], namespace: str) -> str:
     if event_id and PLAIN_ID.fullmatch(event_id):
         return f"customerio-{namespace}-{event_id}"
     if event_id:
-        kind, identity = "id", event_id
+        basis, identity = "id", event_id
     else:
         try:
             # Not the bytes of the body: the same event, replayed from a dead letter, has others.
-            kind, identity = "event", json.dumps(event, sort_keys=True)
+            basis, identity = "event", json.dumps(event, sort_keys=True)
         except RecursionError:
             raise Undeliverable("too_deep") from None
     digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
     # The colon keeps these apart from plain ids, which have none.
-    return f"customerio-{namespace}-{kind}:{digest}"
+    return f"customerio-{namespace}-{basis}:{digest}"

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from translate import CHANNELS as NAMES
+
 # Customer.io's "Reporting webhooks", as of August 2026, and four (email deferred, sms dropped, slack and webhook
 # converted) that it documents only where webhooks are set up (App API, "Reporting webhooks").
 METRICS = {
@@ -23,17 +25,7 @@ EVENTS = {
     f"{channel}_{metric}": (channel, metric) for channel, metrics in METRICS.items() for metric in metrics.split()
 }
 
-# Words for people.
-CHANNELS = {
-    "customer": "Person",
-    "email": "Email",
-    "push": "Push",
-    "sms": "SMS",
-    "whatsapp": "WhatsApp",
-    "slack": "Slack",
-    "webhook": "Webhook",
-    "in_app": "In-app",
-}
+CHANNELS = NAMES | {"customer": "Person", "in_app": "In-app"}  # in words, for the page
 
 ID = "relay-sample"  # the person's, and how every event_id begins
 EMAIL = "relay-sample@example.com"

@@ -10,7 +10,7 @@ from contextlib import suppress
 from math import ceil
 from threading import Event, Lock, Thread
 from time import monotonic
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
 
@@ -63,28 +63,28 @@ class Pending:
         return self.done.is_set() or self.deadline <= monotonic()
 
 
-class Lane:
+class Lane(Generic[T]):
     """A queue, and at most so many uploads at once that empty it.
 
     The lock guards the queue and the number of uploads, and is never held while anything waits.
     """
 
-    def __init__(self, most: int, take: Callable[[deque[Any]], list[Pending]], upload: Callable[[list[Pending]], None]):
+    def __init__(self, most: int, take: Callable[[deque[T]], list[Pending]], upload: Callable[[list[Pending]], None]):
         """`take` removes the next batch from the queue, and `upload` sends it; an empty one means that none waits."""
         self._most = most
         self._take = take
         self._upload = upload
         self._lock = Lock()
-        self._queue: deque[Any] = deque()
+        self._queue: deque[T] = deque()
         self._uploads: dict[object, float] = {}  # those in flight, with the time at which each began
 
-    def add(self, *items: Any) -> None:
+    def add(self, *items: T) -> None:
         with self._lock:
             self._queue.extend(items)
         for _ in items:
             self._start_upload()
 
-    def remove(self, item: Any) -> None:
+    def remove(self, item: T) -> None:
         """Remove an item, if it is still queued."""
         with self._lock, suppress(ValueError):
             self._queue.remove(item)
@@ -137,8 +137,8 @@ class Delivery:
         """`upload(messages, seconds)` returns if Segment has them; it raises RetryLater or Rejected if not."""
         self._upload = upload
         self._pause = pause
-        self._webhooks = Lane(MAX_UPLOADS, take_fitting, self._upload_batch)  # of Pending
-        self._parts = Lane(MAX_SPLITS, take_part, self._upload_batch)  # of lists of them
+        self._webhooks = Lane(MAX_UPLOADS, take_fitting, self._upload_batch)
+        self._parts = Lane(MAX_SPLITS, take_part, self._upload_batch)
 
     def deliver(self, message: Message, deadline: float) -> None:
         """Return once Segment has accepted `message`.

@@ -23,9 +23,10 @@ class KeyCheck:
     in the way of all, so our event decides at once.
     """
 
-    def __init__(self, probe: Callable[[float], None]):
+    def __init__(self, probe: Callable[[float], None], clock: Callable[[], float] = monotonic):
         """`probe(deadline)` sends that event; it raises Rejected or RetryLater if Segment doesn't take it."""
         self._probe = probe
+        self._clock = clock
         self._lock = Lock()
         self._rejected = 0  # in a row
         self._right_since = 0.0  # when the last probe that was accepted was sent, on the monotonic clock
@@ -42,8 +43,8 @@ class KeyCheck:
         """
         if error.by_segment and error.status != 400:  # it is too large, and that is about this event
             return
-        since = monotonic()
-        if not self._lock.acquire(timeout=max(0, deadline - monotonic())):
+        since = self._clock()
+        if not self._lock.acquire(timeout=max(0, deadline - since)):
             raise RetryLater("timeout")
         try:
             # Requests that waited for the lock share the answer to the probe that was sent meanwhile.
@@ -56,13 +57,13 @@ class KeyCheck:
 
     def _is_right(self, deadline: float) -> bool:
         """Return whether Segment accepts a valid event; raise RetryLater if that isn't known."""
-        now = monotonic()
+        now = self._clock()
         if now < self._wrong_until:
             return False
         try:
             self._probe(deadline)
         except Rejected:
-            self._wrong_until = monotonic() + PROBE_EVERY
+            self._wrong_until = self._clock() + PROBE_EVERY
             return False
         self.accepted()
         self._right_since = now

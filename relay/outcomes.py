@@ -1,4 +1,4 @@
-"""Every way in which a webhook can end, in one table: answers, metrics, log and page read it."""
+"""Every way in which a webhook can end, in one table: answers, metrics, log and page read it. Pure."""
 
 from math import ceil
 from typing import NamedTuple
@@ -18,7 +18,9 @@ class Outcome(NamedTuple):
 DELIVERED = Outcome("delivered", "delivered", "delivered", "Segment has it.")
 DRY_RUN = Outcome("dry_run", "dry-run", "dry run", "A live relay answers so once Segment has it.")
 DEAD_LETTERED = Outcome(
-    *("dead_lettered", "dead-lettered", "dead-lettered"),
+    "dead_lettered",
+    "dead-lettered",
+    "dead-lettered",
     "Segment could never take it: it is kept whole, as a dead letter, and holds up nothing.",
 )
 IGNORED = Outcome("ignored", "ignored", "ignored", "translate.py leaves such events out: it is not kept.")

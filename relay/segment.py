@@ -135,7 +135,7 @@ class SegmentClient:
             raise RetryLater("not_segment") from None
         except (OSError, HTTPException, ValueError):  # a name that is too long is a ValueError
             close_all(self._idle)  # they may be as dead as this one
-            raise disconnected() from None
+            raise TransientError("connection") from None
         finally:
             if connection and keep:
                 self._keep(connection)
@@ -346,10 +346,6 @@ def not_received(sock: socket.socket) -> bool:
     return False
 
 
-def disconnected() -> TransientError:
-    return TransientError("connection")
-
-
 def interpret(status: int, headers: Headers, body: bytes | None) -> None:
     """Return if this answer says that Segment has the upload; otherwise raise what it means.
 
@@ -376,7 +372,7 @@ def interpret(status: int, headers: Headers, body: bytes | None) -> None:
     if status >= 300:
         raise RetryLater(f"segment_{status}")
     if body == b"":  # http.client accepts a truncated head
-        raise disconnected()
+        raise TransientError("connection")
     if answer is None:
         raise RetryLater("not_segment")
     if answer.get("success") is not True:

@@ -1,4 +1,4 @@
-"""What is known of a webhook while it is answered, for its error handlers and ops/observe.py."""
+"""What is known of a webhook while it is answered, for its error handlers and ops/monitor/observe.py."""
 
 from dataclasses import dataclass, field
 from time import monotonic

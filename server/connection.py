@@ -48,7 +48,7 @@ class Connection(socket):
         self._head_size = 0
 
     def request_came(self) -> None:
-        """Take the time that the body needs: the application bounds that."""
+        """Stop the clock for the head. The application bounds the body."""
         self._deadline = None
 
     def recv(self, size: int, *args: Any) -> bytes:
@@ -90,7 +90,7 @@ class Connection(socket):
         return data
 
     def yield_if_pipelined(self) -> None:
-        """Let the others go first if this request came along with the one before, unasked."""
+        """Let the others go first if this request was pipelined behind the previous one."""
         if not self._recvs:
             gevent.sleep(0)
 
@@ -116,10 +116,10 @@ class Connection(socket):
             self.sendall(b"")
 
     def is_idle(self) -> bool:
-        """Say whether nothing of a next request has arrived."""
+        """Return whether nothing of the next request has arrived."""
         if self._recvs:
             return False
-        before = self.gettimeout()  # somebody is waiting for the request
+        before = self.gettimeout()  # that of the waiting reader
         self.settimeout(0)
         try:
             return not super().recv(1, MSG_PEEK)
@@ -129,7 +129,7 @@ class Connection(socket):
             self.settimeout(before)
 
     def stop_reading(self, seconds: float) -> None:
-        """Have whoever waits for a request see the end of the connection; if some of it has come, in `seconds`."""
+        """End the wait for a request: at once if nothing of it has come, otherwise after `seconds`."""
         self._ended = monotonic() + seconds
         # Shut down a duplicate: doing it to the socket itself makes gevent raise in the waiting reader.
         with suppress(OSError), socket(self.family, self.type, self.proto, os.dup(self.fileno())) as twin:

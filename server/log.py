@@ -200,25 +200,25 @@ class Repeats:
         # How often each of its words came since the last line, for each reason that had one lately.
         self._counted: dict[tuple[str, str], Counter[tuple[int, str]]] = {}
 
-    def __call__(self, level: int, message: str, outcome: str, code: str) -> None:
-        """Log `message` for a reason: what became of the webhook, and why, both short codes."""
-        reason = outcome, code
-        if reason not in self._counted:
-            self._write(reason, Counter([(level, message)]))
+    def log(self, level: int, message: str, outcome: str, reason: str) -> None:
+        """Log `message` for this pair of labels: what became of the webhook, and why."""
+        pair = outcome, reason
+        if pair not in self._counted:
+            self._write(pair, Counter([(level, message)]))
             return
-        counted = self._counted[reason]
+        counted = self._counted[pair]
         known = (level, message) in counted or len(counted) < KINDS
         counted[level, message if known else f"{outcome}, in other words"] += 1
 
-    def _write(self, reason: tuple[str, str], counted: Counter[tuple[int, str]]) -> None:
-        self._counted[reason] = Counter()
+    def _write(self, pair: tuple[str, str], counted: Counter[tuple[int, str]]) -> None:
+        self._counted[pair] = Counter()
         for (level, message), times in counted.items():
             again = f" ({times} times in {REPEAT_AFTER} s)" if times > 1 else ""
-            self._log.log(level, message + again, extra={"reason": reason[1], "count": times})
-        timer = Timer(REPEAT_AFTER, self._repeat, (reason,))
+            self._log.log(level, message + again, extra={"reason": pair[1], "count": times})
+        timer = Timer(REPEAT_AFTER, self._repeat, (pair,))
         timer.daemon = True
         timer.start()
 
-    def _repeat(self, reason: tuple[str, str]) -> None:
-        if counted := self._counted.pop(reason):
-            self._write(reason, counted)
+    def _repeat(self, pair: tuple[str, str]) -> None:
+        if counted := self._counted.pop(pair):
+            self._write(pair, counted)

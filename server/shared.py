@@ -1,15 +1,17 @@
 """Memory that all workers share, mapped before they are forked."""
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from time import monotonic, time
+
+from relay.outcomes import REJECTED, RETRIED
 
 ROWS = 256  # four times the most workers (64): a reload runs old and new ones together
 COLUMNS = 2048  # numbers a worker
 
-# The columns for answers of the worker itself. Those of ops/metrics.py follow.
-NOT_HTTP, INTERNAL, BUSY, FIRST_FREE = range(4)
+# The columns for the worker's own answers, by the labels of outcome and reason. Those of ops/monitor/metrics.py follow.
+WORKER_COLUMNS = {(REJECTED.label, "not_http"): 0, (RETRIED.label, "internal"): 1, (RETRIED.label, "busy"): 2}
 
 MAX_PAUSE = 5  # seconds, whatever Segment's Retry-After says
 
@@ -39,16 +41,17 @@ class Counts:
 class Pause:
     """How long no worker may call Segment, after a 429."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
         self._until = memoryview(mmap.mmap(-1, 8)).cast("d")  # on the monotonic clock, which is the machine's
 
     def remaining(self) -> float:
         """Return the seconds left; 0 or less when Segment may be called."""
-        return float(self._until[0]) - monotonic()
+        return float(self._until[0]) - self._clock()
 
     def extend(self, seconds: float) -> None:
         """Have no worker call Segment for `seconds`, MAX_PAUSE at most; never shorten a pause."""
-        self._until[0] = max(monotonic() + min(seconds, MAX_PAUSE), self._until[0])
+        self._until[0] = max(self._clock() + min(seconds, MAX_PAUSE), self._until[0])
 
 
 class Shared:

@@ -20,9 +20,7 @@ from gunicorn.workers.ggevent import GeventWorker
 from relay.outcomes import ENDS, Ended, NotHttp, RetryLater
 from server.connection import MAX_HEAD, Connection
 from server.log import Repeats, stream
-from server.shared import BUSY, INTERNAL, NOT_HTTP, of_service
-
-__all__ = ["MAX_HEAD", "Worker"]
+from server.shared import WORKER_COLUMNS, of_service
 
 # How long a stopping worker keeps idle connections. A webhook may be on its way on one of them,
 # and a reset would cost an hour; it is answered, with "Connection: close".
@@ -40,16 +38,13 @@ MAX_ACCEPT = 8
 # Ends any request that hangs: a thread that gets no memory never starts, and its caller would wait forever.
 LONGEST = 8  # seconds, for a request and its answer
 
-# Where the worker's own answers are counted.
-COLUMNS = {"not_http": NOT_HTTP, "internal": INTERNAL, "busy": BUSY}
-
 
 class Worker(GeventWorker):
     _keeps_none = False  # with --keep-alive 0
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._log_sparingly = Repeats(logging.getLogger("relay"))
+        self._repeats = Repeats(logging.getLogger("relay"))
         self._connections: dict[gevent.Greenlet, Connection] = {}
         self._expecting: set[Connection] = set()  # those whose next request isn't complete
         self._keeps_none = not self.cfg.keepalive
@@ -150,14 +145,14 @@ class Worker(GeventWorker):
 
     def _refuse(self, client: Connection, error: Ended, level: int, more: str = "") -> None:
         status, outcome = ENDS[type(error)]
-        of_service().counts.row[COLUMNS[error.reason]] += 1
+        of_service().counts.row[WORKER_COLUMNS[outcome.label, error.reason]] += 1
         body = json.dumps({"status": outcome.word, "reason": str(error)}, separators=(",", ":")) + "\n"
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
         retry = f"Retry-After: {error.retry_after}\r\n" if isinstance(error, RetryLater) else ""
         with suppress(OSError):  # the client has disconnected
             client.sendall(f"{head}Content-Length: {len(body)}\r\n{retry}Connection: close\r\n\r\n{body}".encode())
             client.drain()
-        self._log_sparingly(level, f"answered {status}: {error}{more}", outcome.label, error.reason)
+        self._repeats.log(level, f"answered {status}: {error}{more}", outcome.label, error.reason)
 
 
 def unread(body: Any) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from test_thirty import COSTS
 
-from config import KEYS, SETTINGS, VERSION, Config, ConfigError
+from config import KEY_PAGE, KEYS, SETTINGS, VERSION, WEBHOOK_PAGE, Config, ConfigError
 from relay.message import to_message
 from relay.outcomes import ENDS
 from translate import parse, translate
@@ -248,6 +248,8 @@ NOT_LOGGED = {
     "the mapping leaves it out…",  # only in the answer, and on the page of a dry run
     "the head is too large",  # as "not an HTTP request"
     "Copy it again from Segment: your source > Settings > API Keys.",  # the end of a problem
+    KEY_PAGE,  # in problems
+    WEBHOOK_PAGE,
 }
 
 

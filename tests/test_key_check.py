@@ -21,12 +21,11 @@ DOWN = TransientError("segment_500")
 class Case:
     """A KeyCheck on a clock of its own, and a Segment whose answers to probes are given."""
 
-    def __init__(self, monkeypatch):
+    def __init__(self):
         self.now = 1_000.0
         self.answer = None  # to a probe: None, or the exception
         self.probes = 0
-        self.check = KeyCheck(self.probe)
-        monkeypatch.setattr("relay.key_check.monotonic", lambda: self.now)
+        self.check = KeyCheck(self.probe, clock=lambda: self.now)
 
     def probe(self, seconds):
         assert seconds > 0
@@ -67,8 +66,8 @@ class Case:
 
 
 @pytest.fixture
-def case(monkeypatch):
-    return Case(monkeypatch)
+def case():
+    return Case()
 
 
 DEAD = " dead" * 5

@@ -54,7 +54,7 @@ DOWN = ("retried", "segment_500")
 
 
 def log_down(repeats):
-    repeats(logging.WARNING, "answered 503: Segment answered 500", *DOWN)
+    repeats.log(logging.WARNING, "answered 503: Segment answered 500", *DOWN)
 
 
 def test_a_reason_is_logged_at_once(clock, lines):
@@ -83,8 +83,8 @@ def test_reasons_do_not_hide_each_other(clock, lines):
     repeats = Repeats(logging.getLogger("relay"))
     for _ in range(3):
         log_down(repeats)
-        repeats(logging.WARNING, "answered 503: another", "retried", "timeout")
-        repeats(logging.WARNING, "answered 422: another", "rejected", "timeout")
+        repeats.log(logging.WARNING, "answered 503: another", "retried", "timeout")
+        repeats.log(logging.WARNING, "answered 422: another", "rejected", "timeout")
     assert [message for _, message, _, _ in lines()] == [
         "answered 503: Segment answered 500",
         "answered 503: another",
@@ -95,7 +95,7 @@ def test_reasons_do_not_hide_each_other(clock, lines):
 def test_every_words_of_a_reason_have_their_own_number(clock, lines):
     repeats = Repeats(logging.getLogger("relay"))
     for status in (400, 413, 400, 413, 413):
-        repeats(logging.WARNING, f"Segment refuses it ({status})", "dead_lettered", "segment_rejects")
+        repeats.log(logging.WARNING, f"Segment refuses it ({status})", "dead_lettered", "segment_rejects")
     clock()
     assert [(message, count) for _, message, _, count in lines()] == [
         ("Segment refuses it (400)", 1),
@@ -107,7 +107,7 @@ def test_every_words_of_a_reason_have_their_own_number(clock, lines):
 def test_the_words_of_a_reason_are_bounded(clock, lines):
     repeats = Repeats(logging.getLogger("relay"))
     for number in range(1000):
-        repeats(logging.WARNING, f"at character {number}", "rejected", "not_json")
+        repeats.log(logging.WARNING, f"at character {number}", "rejected", "not_json")
     clock()
     assert sum(count for *_, count in lines()) == 1000
     assert lines()[-1][1:] == ("rejected, in other words (989 times in 10 s)", "not_json", 989)
@@ -116,7 +116,7 @@ def test_the_words_of_a_reason_are_bounded(clock, lines):
 def test_what_is_over_is_forgotten(clock):
     repeats = Repeats(logging.getLogger("relay"))
     for number in range(1000):
-        repeats(logging.WARNING, "x", "retried", f"code_{number}")
+        repeats.log(logging.WARNING, "x", "retried", f"code_{number}")
     assert [clock(), clock()] == [1000, 0]
 
 

@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from config import VERSION, Config
 from ops import samples
-from ops.monitor.metrics import MINUTES, Metrics, kind
+from ops.monitor.metrics import MINUTES, Metrics, documented_kind
 from relay.outcomes import REASONS
 from server import shared
 from server.shared import ROWS, Counts, Shared
@@ -210,12 +210,14 @@ KINDS = {
 
 @pytest.mark.parametrize(("event", "expected"), KINDS.values(), ids=KINDS.keys())
 def test_kind(event, expected):
-    assert kind(event) == expected
+    assert documented_kind(event) == expected
 
 
 @pytest.mark.parametrize("name", samples.EVENTS)
 def test_every_documented_event_is_of_its_own_kind(name):
-    assert kind(samples.sample(name, "1", 1)) == kind({"event_type": name}) == samples.EVENTS[name]
+    assert (
+        documented_kind(samples.sample(name, "1", 1)) == documented_kind({"event_type": name}) == samples.EVENTS[name]
+    )
 
 
 def test_events_are_counted_once_they_will_not_come_again(client, segment):
@@ -409,7 +411,7 @@ def test_the_last_row_and_the_last_column_are_within_the_memory():
     for outcome, code in ALL:
         metrics.count_answer(outcome, code, 99)
     metrics.count_uploads(lambda *_: None)([None] * 101, 3)
-    metrics.note_delivery(10**9)
+    metrics.note_age(10**9)
     metrics.count_event({})
     assert metrics.outcomes() == {outcome: len(codes) for outcome, codes in REASONS.items()}
     assert len(metrics.failures(REASONS)) == len(ALL)
@@ -426,7 +428,7 @@ def test_the_chart_has_the_last_sixty_minutes(monkeypatch):
         for _ in range(minute):
             metrics.count_answer("delivered", "", 0.02)
         metrics.count_answer("retried", "timeout", 0.02)
-        metrics.note_delivery(7)
+        metrics.note_age(7)
         now += 60
     now -= 60
     assert metrics.per_minute() == {name: [0] * MINUTES for name in REASONS} | {

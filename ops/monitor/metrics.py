@@ -13,10 +13,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from config import EU_HOST, SEGMENT_HOST, VERSION, Config
 from ops import samples
 from relay.delivery import Message
-from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, IGNORED, REASONS, REJECTED, RETRIED, UNAUTHORIZED
-from server.shared import BUSY, FIRST_FREE, INTERNAL, NOT_HTTP, Shared
-from translate import Undeliverable
-from translate import kind as kind_of
+from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, IGNORED, REASONS, RETRIED, UNAUTHORIZED
+from server.shared import WORKER_COLUMNS, Shared
+from translate import Undeliverable, kind
 
 STATUSES = re.compile("segment_[0-9]+")
 
@@ -32,13 +31,6 @@ FAILING = {
     RETRIED.label: {(DELIVERED.label, ""), (DRY_RUN.label, ""), (DEAD_LETTERED.label, "segment_rejects")},
     "dead_letter": {(outcome, reason) for outcome in SUCCESSES for reason in REASONS[outcome]},
     UNAUTHORIZED.label: {(outcome, reason) for outcome in SUCCESSES for reason in REASONS[outcome]},
-}
-
-# Those that the worker counts.
-COUNTED_BY_WORKER = {
-    (REJECTED.label, "not_http"): NOT_HTTP,
-    (RETRIED.label, "internal"): INTERNAL,
-    (RETRIED.label, "busy"): BUSY,
 }
 
 INFINITY = float("inf")
@@ -83,9 +75,9 @@ class Metrics:
     def __init__(self, shared: Shared, config: Config):
         self._counts = shared.counts
         self._info = [VERSION, str(config.dry_run).lower(), _region(config.segment_host)]
-        column = count(FIRST_FREE)
+        column = count(len(WORKER_COLUMNS))
         pairs = [(outcome, reason) for outcome, reasons in REASONS.items() for reason in reasons]
-        self._webhooks = {pair: next(column) for pair in pairs} | COUNTED_BY_WORKER
+        self._webhooks = {pair: next(column) for pair in pairs} | WORKER_COLUMNS
         self._last = {pair: next(column) for pair in pairs}  # when, in unix seconds
         self._events = {pair: next(column) for pair in (*DOCUMENTED, OTHER)}
         self._answer_seconds = Histogram(ANSWER_SECONDS, column)
@@ -96,7 +88,7 @@ class Metrics:
         self._first_genuine = next(column)  # when, in unix seconds
         # When each began to fail, without a success since; outdated once there was one.
         self._failing = {what: next(column) for what in FAILING}
-        self._last_arrived = next(column)  # when an event that isn't a sample was last delivered, in unix seconds
+        self._last_real_delivery = next(column)  # when an event that isn't a sample was last delivered, in unix seconds
         # What happened in each of the last minutes: which minute it is, the webhooks by outcome, the sum of ages.
         self._minutes = [{name: next(column) for name in ("minute", *REASONS, "age")} for _ in range(MINUTES + 1)]
         self._counts.row[self._uploads] = 0  # a killed worker's are over
@@ -121,15 +113,15 @@ class Metrics:
         if row[column] <= self._last_success(what):
             row[column] = time.time()
 
-    def note_arrival(self) -> None:
+    def note_real_delivery(self) -> None:
         """Note that Segment has an event that is not a sample."""
-        self._counts.row[self._last_arrived] = time.time()
+        self._counts.row[self._last_real_delivery] = time.time()
 
     def count_event(self, event: dict[str, Any] | None) -> None:
         """Count the event of a webhook that won't come again, by its kind; None if it can't be read."""
-        self._counts.row[self._events[kind(event or {})]] += 1
+        self._counts.row[self._events[documented_kind(event or {})]] += 1
 
-    def note_delivery(self, age: float) -> None:
+    def note_age(self, age: float) -> None:
         """Note how old an event was when it was delivered, in seconds."""
         row = self._counts.row
         self._age_seconds.observe(row, max(age, 0))
@@ -248,9 +240,9 @@ class Metrics:
         """Return when the first webhook with the right signature came, in unix seconds; 0 if none did."""
         return min(filter(None, self._counts.column(self._first_genuine)), default=0)
 
-    def last_arrived(self) -> float:
+    def last_real_delivery(self) -> float:
         """Return when an event that isn't a sample was last delivered, in unix seconds; 0 if never."""
-        return max(self._counts.column(self._last_arrived))
+        return max(self._counts.column(self._last_real_delivery))
 
     def failures(self, outcomes: Iterable[str]) -> list[Tally]:
         """Return what went wrong since the start, among these outcomes, the latest first."""
@@ -284,10 +276,10 @@ class Metrics:
         return sum(self._counts.column(column))
 
 
-def kind(event: dict[str, Any]) -> tuple[str, str]:
+def documented_kind(event: dict[str, Any]) -> tuple[str, str]:
     """Return (object_type, metric) of an event that Customer.io documents, and ("other", "other") of all else."""
     try:
-        channel, metric = kind_of(event)
+        channel, metric = kind(event)
     except Undeliverable:  # it has no name
         return OTHER
     pair = (channel or "customer", metric)  # the event about preferences may have no object_type

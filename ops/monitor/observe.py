@@ -20,29 +20,35 @@ log = logging.getLogger("relay")
 
 def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) -> None:
     """Observe the webhooks of `app`."""
-    log_sparingly = Repeats(log)
+    repeats = Repeats(log)
 
     @app.after_request
     def observed(response: Response) -> Response:
         webhook: Webhook | None = g.get("webhook")
         if not webhook or not webhook.outcome:
             return response
-        outcome = webhook.outcome
-        if request.endpoint == "receive":
+        outcome, status = webhook.outcome, response.status_code
+        is_webhook = request.endpoint == "receive"
+        if is_webhook:
             with suppress(Exception):  # a counting error must not change the answer
                 count(webhook, outcome)
             with suppress(Exception):  # nor may the page
                 if config.dry_run:
-                    show(webhook, outcome, response.status_code)
-        refused = request.endpoint == "receive" and outcome not in (DELIVERED, DRY_RUN, IGNORED)
-        elsewhere = response.status_code in (404, 405)  # perhaps a webhook with a wrong address
-        if webhook.error or refused or elsewhere:
-            level = logging.ERROR if webhook.error else logging.WARNING
-            letter = outcome is DEAD_LETTERED and config.dead_letter_file
-            kept = f"dead letter kept in {config.dead_letter_file}: " if letter else ""
-            message = webhook.error or f"answered {response.status_code}: {kept}{webhook.words}"
-            log_sparingly(level, message, outcome.label, webhook.reason)
+                    inspector.remember(
+                        webhook.body, webhook.message, status, outcome, webhook.words, is_sample(webhook)
+                    )
+        failed = is_webhook and outcome not in (DELIVERED, DRY_RUN, IGNORED)
+        elsewhere = status in (404, 405)  # perhaps a webhook with a wrong address
+        if webhook.error or failed or elsewhere:
+            log_answer(webhook, outcome, status)
         return response
+
+    def log_answer(webhook: Webhook, outcome: Outcome, status: int) -> None:
+        level = logging.ERROR if webhook.error else logging.WARNING
+        letter = outcome is DEAD_LETTERED and config.dead_letter_file
+        kept = f"dead letter kept in {config.dead_letter_file}: " if letter else ""
+        message = webhook.error or f"answered {status}: {kept}{webhook.words}"
+        repeats.log(level, message, outcome.label, webhook.reason)
 
     def count(webhook: Webhook, outcome: Outcome) -> None:
         metrics.count_answer(outcome.label, webhook.reason, monotonic() - webhook.arrived)
@@ -56,15 +62,9 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
         if outcome in (DELIVERED, DRY_RUN, DEAD_LETTERED, IGNORED):
             metrics.count_event(webhook.event)
         if outcome is DELIVERED and not sample:
-            metrics.note_arrival()
+            metrics.note_real_delivery()
         if outcome is DELIVERED and webhook.event and (occurred := occurred_at(webhook.event)):
-            metrics.note_delivery(time() - occurred.timestamp())
-
-    def show(webhook: Webhook, outcome: Outcome, status: int) -> None:
-        sample = is_sample(webhook)
-        inspector.seen(
-            webhook.body, webhook.message, status=status, outcome=outcome, words=webhook.words, sample=sample
-        )
+            metrics.note_age(time() - occurred.timestamp())
 
 
 def is_sample(webhook: Webhook) -> bool:

@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from config import Config
+from config import KEY_PAGE, WEBHOOK_PAGE, Config
 from ops.monitor.metrics import Tally
 from relay.outcomes import (
     DEAD_LETTERED,
@@ -21,9 +21,7 @@ from relay.outcomes import (
 LATELY = 5  # minutes
 FLOOD = 5  # dead letters in that time, and a tenth of all webhooks
 
-WEBHOOK_PAGE = "Customer.io: Integrations > Reporting Webhooks > your webhook"
 ADD_WEBHOOK = "Customer.io: Integrations > Reporting Webhooks > Add"
-KEY_PAGE = "Segment: Connections > Sources > your source > Settings > API Keys"
 
 COMES_BACK = "Nothing is lost: Customer.io sends them again, for seven days."
 WAIT = f"{COMES_BACK} If it lasts, look at status.segment.com."

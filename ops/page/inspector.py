@@ -59,10 +59,10 @@ class Inspector:
         # A page that is open while the relay restarts goes on: later numbers are higher.
         self.latest = int(time.time() * 1000)
 
-    def seen(
-        self, body: bytes, message: Message | None, *, status: int, outcome: Outcome, words: str, sample: bool = False
+    def remember(
+        self, body: bytes, message: Message | None, status: int, outcome: Outcome, words: str, sample: bool
     ) -> None:
-        """Remember a webhook and its answer. `sample` says that it came from the page."""
+        """Remember a webhook and its answer. `sample` says that it is one, from the page or from the command."""
         if message:
             call = json.loads(message.json)
             event, person = call["event"], call["userId"] or call["anonymousId"]

@@ -187,7 +187,7 @@ def _values(config: Config, metrics: Metrics, started: float, reachable: bool) -
     refused = {f"{RETRIED.label}-{reason}" for reason in ("write_key", "every_event")} & {
         trouble.key for trouble in troubles
     }
-    last_arrived = metrics.last_arrived()
+    last_real_delivery = metrics.last_real_delivery()
     steps = advice.steps(
         write_key=bool(config.segment_write_key),
         refused=bool(refused),
@@ -197,7 +197,7 @@ def _values(config: Config, metrics: Metrics, started: float, reachable: bool) -
         reachable=reachable,
         port=config.port,
         genuine=f"It arrived {ago(now - first_genuine)}, at {instant(first_genuine)}." if first_genuine else "",
-        delivered=f"The last was accepted {ago(now - last_arrived)}." if last_arrived else "",
+        delivered=f"The last was accepted {ago(now - last_real_delivery)}." if last_real_delivery else "",
     )
     outcomes = metrics.outcomes()
     shown = [outcome for outcome in REASONS if outcomes[outcome] or outcome not in _unused(config)]
