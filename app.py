@@ -19,13 +19,13 @@ from relay.dead_letters import DeadLetters
 from relay.delivery import Delivery, Message
 from relay.key_check import KeyCheck, check_call
 from relay.message import to_message
-from relay.outcomes import DELIVERED, DRY_RUN, ENDS, REJECTED, Ended, Outcome, Rejected, RetryLater
+from relay.outcomes import DELIVERED, DRY_RUN, ENDS, REJECTED, Outcome, Rejected, RetryLater
 from relay.segment import SegmentClient
 from relay.signature import verify
 from relay.webhook import current
 from server import log, preflight
 from server.shared import Shared, of_service
-from translate import Ignored, NotAnObject, Undeliverable, Untranslatable, parse, translate
+from translate import Ended, NotAnObject, Undeliverable, parse, translate
 
 # Customer.io gives up after 4 s (docs.customer.io, Reporting webhooks, "Timeouts and failures").
 # Leave half a second for the network.
@@ -87,16 +87,12 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
                 if config.dry_run:
                     return answer(200, DRY_RUN, message_id=message.id)
                 send(message, deadline - TO_ANSWER)
-            except Ignored:  # nobody wants it: no dead letter
-                raise
-            except Untranslatable as error:
-                if isinstance(error, NotAnObject):
-                    if not config.signing_keys:
-                        raise
-                    error = Undeliverable(error.reason, error.detail)
+            except (Undeliverable, NotAnObject) as error:
+                if isinstance(error, NotAnObject) and not config.signing_keys:
+                    raise
                 # Whatever the key has signed is genuine. Refusing it would hold up every later event for seven days.
                 letters.keep(body, str(error), deadline)
-                raise error from None
+                raise Undeliverable(error.reason, error.detail) from None
         # Segment has it. Nothing above this line answers "delivered".
         key_check.accepted()
         return answer(200, DELIVERED, message_id=message.id)
@@ -125,9 +121,9 @@ def answer(status: int, outcome: Outcome, reason: str = "", words: str = "", **m
     return {"status": outcome.word} | ({"reason": words} if words else {}) | more, status
 
 
-def ended(status: int, outcome: Outcome, error: Ended | Untranslatable) -> ResponseReturnValue:
+def ended(status: int, outcome: Outcome, error: Ended) -> ResponseReturnValue:
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, RetryLater) else {}
-    return *answer(status, outcome, error.reason, str(error)), headers
+    return *answer(status, outcome, error.label, str(error)), headers
 
 
 def unexpected(error: Exception) -> ResponseReturnValue:

@@ -84,17 +84,26 @@ UNDELIVERABLE = {
 IGNORED = {"mapping": "the mapping leaves it out{}"}
 
 
-class Untranslatable(ValueError):
-    """What can't become a track call.
+class Ended(Exception):
+    """A webhook that ends without a delivery.
 
-    `reason` is a key of `sentences`, perhaps with a variant behind a dot; `str()` is its sentence. Neither quotes it.
+    `reason` is a key of `sentences`: a label of the metrics, perhaps with a variant behind a dot. `str()` is its
+    sentence, in which `detail` takes the place of {}. None of them quotes the event.
     """
 
     sentences: dict[str, str]
 
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(self.sentences[reason].format(detail))
-        self.reason, self.detail = reason.partition(".")[0], detail
+        self.reason, self.detail = reason, detail
+
+    @property
+    def label(self) -> str:
+        return self.reason.partition(".")[0]
+
+
+class Untranslatable(Ended):
+    """What can't become a track call."""
 
 
 class Undeliverable(Untranslatable):

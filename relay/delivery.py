@@ -183,14 +183,14 @@ class Delivery:
     def attempt(self, messages: list[Message], deadline: float) -> None:
         """Upload once, unless Segment is not to be called; raise RetryLater or Rejected if it hasn't taken them."""
         if (pause := self._pause.remaining()) > 0:
-            raise RateLimited("rate_limited", retry_after=pause)
+            raise RateLimited(pause)
         if (seconds := deadline - monotonic()) <= 0:  # nobody waits for it any more
             raise RetryLater("timeout")
         try:
             self._upload(messages, seconds)
         except RateLimited as error:
             self._pause.extend(error.retry_after)
-            raise RateLimited("rate_limited", retry_after=self._pause.remaining()) from None
+            raise RateLimited(self._pause.remaining()) from None
 
 
 def finish(batch: list[Pending], error: Exception | None) -> None:

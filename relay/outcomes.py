@@ -3,7 +3,7 @@
 from math import ceil
 from typing import NamedTuple
 
-from translate import UNDELIVERABLE, Ignored, NotAnObject, Undeliverable, Untranslatable
+from translate import UNDELIVERABLE, Ended, Ignored, NotAnObject, Undeliverable
 
 
 class Outcome(NamedTuple):
@@ -34,23 +34,10 @@ UNAUTHORIZED = Outcome(
 REJECTED = Outcome("rejected", "rejected", "rejected", "Customer.io doesn't send such webhooks.")
 
 
-class Ended(Exception):
-    """A webhook that wasn't delivered.
-
-    `reason` is a key of `sentences`: a label of the metrics, perhaps with a variant behind a dot.
-    `str()` is its sentence, in which `detail` takes the place of {}. `retry_after` is in seconds.
-    """
-
-    sentences: dict[str, str]
-
-    def __init__(self, reason: str, detail: str = "", retry_after: float = 1):
-        super().__init__(self.sentences[reason].format(detail))
-        self.reason = reason.partition(".")[0]
-        self.retry_after = max(1, ceil(retry_after))
-
-
 class RetryLater(Ended):
     """Not delivered yet: Customer.io sends it again."""
+
+    retry_after = 1  # seconds
 
     sentences = {
         "timeout": "Segment did not answer in time",
@@ -78,6 +65,10 @@ class TransientError(RetryLater):
 
 class RateLimited(RetryLater):
     """Segment answered 429: no worker calls it for some seconds."""
+
+    def __init__(self, seconds: float):
+        super().__init__("rate_limited")
+        self.retry_after = max(1, ceil(seconds))
 
 
 class Unauthorized(Ended):
@@ -120,7 +111,7 @@ class Rejected(Exception):
 # One exception, one status. Customer.io waits an hour after 400, 401, 403, 404, 405, 429, 500 and 502
 # (docs.customer.io, Reporting webhooks, "Timeouts and failures"). 503 and 422 are not on its list, and
 # proxies that eject a server after several 5xx (Envoy, outlier detection) don't count a stranger's 422.
-ENDS: dict[type[Ended | Untranslatable], tuple[int, Outcome]] = {
+ENDS: dict[type[Ended], tuple[int, Outcome]] = {
     Undeliverable: (202, DEAD_LETTERED),
     Ignored: (202, IGNORED),
     RetryLater: (503, RETRIED),

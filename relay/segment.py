@@ -356,7 +356,7 @@ def interpret(status: int, headers: Headers, body: bytes | None) -> None:
     if status >= 600:
         raise RetryLater("not_segment")
     if status == 429:
-        raise RateLimited("rate_limited", retry_after=parse_retry_after(SimpleNamespace(headers=headers)) or 1)
+        raise RateLimited(parse_retry_after(SimpleNamespace(headers=headers)) or 1)
     if status >= 500 or status == 408 or status < 200:  # after a 1xx the answer is still to come
         raise TransientError(f"segment_{status}")
     if status in (400, 413):

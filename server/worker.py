@@ -17,7 +17,7 @@ from gunicorn.http.body import ChunkedReader
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
-from relay.outcomes import ENDS, Ended, NotHttp, RetryLater
+from relay.outcomes import ENDS, NotHttp, RetryLater
 from server.connection import MAX_HEAD, Connection
 from server.log import Repeats, stream
 from server.shared import WORKER_COLUMNS, of_service
@@ -143,16 +143,16 @@ class Worker(GeventWorker):
         else:
             self._refuse(client, RetryLater("internal"), logging.ERROR, f": unexpected {name} in gunicorn")
 
-    def _refuse(self, client: Connection, error: Ended, level: int, more: str = "") -> None:
+    def _refuse(self, client: Connection, error: NotHttp | RetryLater, level: int, more: str = "") -> None:
         status, outcome = ENDS[type(error)]
-        of_service().counts.row[WORKER_COLUMNS[outcome.label, error.reason]] += 1
+        of_service().counts.row[WORKER_COLUMNS[outcome.label, error.label]] += 1
         body = json.dumps({"status": outcome.word, "reason": str(error)}, separators=(",", ":")) + "\n"
         head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
         retry = f"Retry-After: {error.retry_after}\r\n" if isinstance(error, RetryLater) else ""
         with suppress(OSError):  # the client has disconnected
             client.sendall(f"{head}Content-Length: {len(body)}\r\n{retry}Connection: close\r\n\r\n{body}".encode())
             client.drain()
-        self._repeats.log(level, f"answered {status}: {error}{more}", outcome.label, error.reason)
+        self._repeats.log(level, f"answered {status}: {error}{more}", outcome.label, error.label)
 
 
 def unread(body: Any) -> bool:

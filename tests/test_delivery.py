@@ -193,7 +193,7 @@ def test_a_batch_is_bounded(send, segment, sizes, together):
 def test_everybody_is_told_the_failure_of_their_own_batch(send, segment):
     large = MAX_BATCH_BYTES // 2  # two of those don't fit together
     requests = [send(name, size=large)[0] for name in "abc"]
-    segment.fails["b"] = RetryLater("not_success", retry_after=7)
+    segment.fails["b"] = RetryLater("not_success")
     segment.open.set()
     first, second, third = results(requests)
     assert (first, third) == (None, None)
@@ -201,7 +201,7 @@ def test_everybody_is_told_the_failure_of_their_own_batch(send, segment):
         RetryLater,
         "Segment answered that it failed",
         "not_success",
-        7,
+        1,
     )
 
 
@@ -347,7 +347,7 @@ def test_an_upload_has_until_the_last_deadline_in_it(send, segment, monkeypatch)
 ATTEMPTS = {
     "a transient failure": (TransientError("segment_500"), 2),
     "what comes later": (RetryLater("write_key"), 1),
-    "a rate limit": (RateLimited("rate_limited"), 1),
+    "a rate limit": (RateLimited(1), 1),
     "a rejection": (Rejected(400), 1),
     "a bug": (KeyError("a bug"), 1),
 }
@@ -473,7 +473,7 @@ def test_a_pause_is_for_everybody(send, segment):
     pause = Pause()
     one, other = Delivery(segment.upload, pause), Delivery(segment.upload, pause)
     segment.open.set()
-    segment.fails["a"] = RateLimited("rate_limited", retry_after=3)
+    segment.fails["a"] = RateLimited(3)
     first = results(send("a", relay=one))[0]
     assert (str(first), first.reason, first.retry_after) == ("Segment is limiting the rate", "rate_limited", 3)
     for relay in (one, other):
@@ -513,4 +513,4 @@ def test_a_pause_has_a_bound():
 
 @pytest.mark.parametrize(("given", "told"), [(0, 1), (0.2, 1), (1, 1), (1.5, 2), (300, 300)])
 def test_retry_after_is_a_whole_number_of_seconds(given, told):
-    assert RetryLater("timeout", retry_after=given).retry_after == told
+    assert RateLimited(given).retry_after == told

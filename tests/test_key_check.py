@@ -49,7 +49,7 @@ class Case:
             "page": PROXY,
             "400": REFUSED,
             "500": DOWN,
-            "429": RateLimited("rate_limited", retry_after=2),
+            "429": RateLimited(2),
         }
         outcomes = []
         for step in steps.split():
