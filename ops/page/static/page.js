@@ -112,7 +112,7 @@ function row(webhook) {
   const summary = make("summary", "", time, name);
   summary.append(make("span", "person", webhook.person || "(nobody)"));
   summary.append(make("span", `chip ${webhook.outcome}`, webhook.title));
-  const more = [webhook.reason, webhook.size > 100_000 && `${webhook.size.toLocaleString()} bytes`, webhook.sample && "a sample from this page"];
+  const more = [webhook.reason, webhook.size > 100_000 && `${webhook.size.toLocaleString()} bytes`, webhook.sample && "a sample"];
   if (more.some(Boolean)) summary.append(make("span", "reason", more.filter(Boolean).join(" · ")));
   const details = make("details", "", summary);
   details.dataset.number = webhook.number;
