@@ -209,7 +209,7 @@ def test_the_second_address_is_tried_when_the_first_is_silent(scripted, monkeypa
         take(connection)
         connection.sendall(SUCCESS)
 
-    monkeypatch.setattr("relay.segment.CONNECT_SECONDS", 0.2)  # long enough on loopback
+    monkeypatch.setattr("relay.exchange.CONNECT_SECONDS", 0.2)  # long enough on loopback
     segment = scripted(script)
     port = int(segment.url.rsplit(":", 1)[1])
     # A socket that listens with a full backlog answers no further connection: silence, on loopback.

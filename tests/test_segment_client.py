@@ -1,4 +1,4 @@
-"""relay/segment.py: what it sends is what the official client sends, and what each answer of Segment means."""
+"""Uploads: what is sent is what the official client sends, and what each answer of Segment means."""
 
 import gzip
 import inspect
@@ -18,10 +18,11 @@ from fake_segment import ENDLESS, FAULTS
 from segment.analytics import request as official
 from segment.analytics.client import Client
 
+from relay.answers import interpret
 from relay.delivery import Message
 from relay.message import to_message
 from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
-from relay.segment import IDLE_SECONDS, MAX_IDLE, RECONNECT_AFTER, SegmentClient, interpret
+from relay.segment import IDLE_SECONDS, MAX_IDLE, RECONNECT_AFTER, SegmentClient
 from translate import translate
 
 SUCCESS = b'{"success": true}'
@@ -217,6 +218,11 @@ def test_a_timeout_on_a_new_connection_says_nothing_about_the_others(segment):
     assert segment.open_connections == 2  # the one that hangs, and the first
 
 
+def set_clock(monkeypatch, clock):
+    monkeypatch.setattr("relay.segment.monotonic", clock)
+    monkeypatch.setattr("relay.exchange.monotonic", clock)
+
+
 AGES = {  # at these seconds an upload -> the connection that each takes
     "often": (range(0, 600, 59), [0] * 11),
     "quiet for just under a minute": ([0, IDLE_SECONDS - 1], [0, 0]),
@@ -230,14 +236,14 @@ def test_a_connection_is_used_for_an_hour_and_while_it_is_not_quiet_for_a_minute
     recorder, uploader, monkeypatch, times, connections
 ):
     for now in times:
-        monkeypatch.setattr("relay.segment.monotonic", lambda now=now: 1_000_000.0 + now)
+        set_clock(monkeypatch, lambda now=now: 1_000_000.0 + now)
         uploader.upload([MESSAGE], 5)
     assert recorder.connections() == connections
 
 
 def test_connections_that_nobody_needs_any_more_are_closed(four_idle, segment, monkeypatch):
     now = time.monotonic() + IDLE_SECONDS - 1
-    monkeypatch.setattr("relay.segment.monotonic", lambda: now)
+    set_clock(monkeypatch, lambda: now)
     four_idle.upload([MESSAGE], 5)
     assert segment.open_connections == 4
     now += 2
