@@ -81,7 +81,7 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
             try:
                 webhook.event = parse(body)
                 if connection := request.environ.get("gunicorn.socket"):
-                    connection.genuine = True  # worth keeping, for worker.py
+                    connection.worth_keeping = True  # for worker.py
                 call = translate(webhook.event, received=datetime.now(UTC), **mapping)
                 webhook.message = message = to_message(call)
                 if config.dry_run:

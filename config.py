@@ -47,6 +47,7 @@ FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no":
 NOT_SET_UP = (
     f"CUSTOMERIO_SIGNING_KEY has a word in place of the key: no webhook is accepted until it is set. In {WEBHOOK_PAGE}."
 )
+DRY_RUN_ON = "DRY_RUN is on: nothing is sent to Segment, and the events are not kept."
 
 
 class ConfigError(Exception):
@@ -283,19 +284,9 @@ class Config:
         that must be there, unless DRY_RUN is on. `bundle_problem` says what keeps certificates from
         being loaded, or None; it is asked about REQUESTS_CA_BUNDLE.
         """
-        values: dict[str, Any] = {}
-        problems: list[str] = []
-        for name, setting in SETTINGS.items():
-            text = env.get(setting.name, "")
-            if (setting.verbatim and setting.name in env) or text.strip():
-                try:
-                    values[name] = setting.read(text if setting.verbatim else text.strip())
-                except Invalid as error:
-                    problems.append(f"{setting.name} {error}")
-        if values.get("event_names", CUSTOMERIO) != CUSTOMERIO:
-            values.setdefault("event_prefix", "")
+        values, invalid = _values(env)
         config = cls(**values)
-        problems = _missing(config, env, needs) + problems
+        problems = _missing(config, env, needs) + invalid
         if config.dry_run and config.segment_write_key and config.signing_keys and not _is_forced(env):
             problems.append(
                 "DRY_RUN is on while both keys are set: webhooks would be answered with 200, and their events be gone. "
@@ -336,6 +327,22 @@ def is_origin(url: str) -> bool:
 def in_clear_text(url: str) -> bool:
     """Return whether others can read what goes to `url`."""
     return is_origin(url) and urlsplit(url).scheme == "http" and urlsplit(url).hostname not in LOOPBACK
+
+
+def _values(env: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of the settings that are set, by their names in Config, and what is wrong with the others."""
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, setting in SETTINGS.items():
+        text = env.get(setting.name, "")
+        if (setting.verbatim and setting.name in env) or text.strip():
+            try:
+                values[name] = setting.read(text if setting.verbatim else text.strip())
+            except Invalid as error:
+                problems.append(f"{setting.name} {error}")
+    if values.get("event_names", CUSTOMERIO) != CUSTOMERIO:
+        values.setdefault("event_prefix", "")
+    return values, problems
 
 
 def _proxy(host: str, env: Mapping[str, str]) -> tuple[str | None, list[str]]:
@@ -397,7 +404,7 @@ def _warnings(config: Config, words: list[str], not_set_up: bool) -> list[str]:
             "add that too, to keep it out of Segment."
         )
     if config.dry_run:
-        warnings.append("DRY_RUN is on: nothing is sent to Segment, and the events are not kept.")
+        warnings.append(DRY_RUN_ON)
     if words and config.signing_keys:
         warnings.append("CUSTOMERIO_SIGNING_KEY has a word in place of a key beside other keys: only those count.")
     if not_set_up:

@@ -43,4 +43,4 @@ def with_client(**options: Any) -> Flask:
 
 def keep_connection() -> None:
     """The relay's worker ends connections of strangers after five seconds."""
-    request.environ["gunicorn.socket"].genuine = True
+    request.environ["gunicorn.socket"].worth_keeping = True

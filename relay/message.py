@@ -6,7 +6,7 @@ segment-analytics-python makes every one (`Client.track`); what it would make th
 import json
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 from segment.analytics.client import Client
 
@@ -30,6 +30,8 @@ IDENTIFYING = frozenset(
 )
 CONTEXT_KEPT = ("event_id", "integration", "metric", "object_type", "traits")
 
+LONG_IDENTIFIER = 1_000  # bytes
+
 # Cap the list of what was left out: its names come from outside.
 MAX_OMITTED_NAMES = 40
 MAX_OMITTED_NAME = 60  # characters
@@ -38,6 +40,16 @@ NOT_STRICT = re.compile(r"NaN|Infinity|\\ud[89a-f]")
 
 # It sends nothing. A message doesn't have the write key in it: an upload does.
 _client = Client("unused", send=False)
+
+
+class Part(NamedTuple):
+    """What a call can lose."""
+
+    rank: int  # 0 for bulk, which goes first, 2 for what has the name of an identifier
+    size: int  # bytes of JSON
+    owner: dict[str, Any]  # the call's properties or context
+    name: str
+    label: str  # in context.omitted_properties
 
 
 def to_message(call: dict[str, Any]) -> Message:
@@ -110,21 +122,22 @@ def shrink(call: dict[str, Any], excess: int) -> dict[str, Any]:
             bulk = owner is properties and name in BULK
             essential = name in IDENTIFYING or (owner is context and name in CONTEXT_KEPT)
             # No identifier is this long, whatever its name.
-            if not essential or size > 1_000:
-                parts.append((essential, not bulk, -size, label + name, owner, name))
-    parts.sort(key=lambda part: part[:3])
+            if not essential or size > LONG_IDENTIFIER:
+                rank = 2 if essential else 0 if bulk else 1
+                parts.append(Part(rank, size, owner, name, label + name))
+    parts.sort(key=lambda part: (part.rank, -part.size))
 
     omitted = 0
     named: list[str] = []
     excess += len('"omitted_properties": [], "and 1000000 more", ')
-    for *_, negative_size, label, owner, name in parts:
+    for part in parts:
         if excess <= 0:
             break
-        del owner[name]
+        del part.owner[part.name]
         omitted += 1
-        excess += negative_size
+        excess -= part.size
         if len(named) < MAX_OMITTED_NAMES:
-            named.append(label[:MAX_OMITTED_NAME])
+            named.append(part.label[:MAX_OMITTED_NAME])
             excess += len(json.dumps(named[-1])) + len(", ")
     if excess > 0:
         raise Undeliverable("too_large")

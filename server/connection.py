@@ -34,7 +34,7 @@ class Connection(socket):
         self._deadline: float | None = None  # for more of its head, on the monotonic clock
         self._ended = 0.0  # when nothing more of it is read, if the worker stops
         self.opened = monotonic()
-        self.genuine = False  # whether it has carried a webhook that is Customer.io's
+        self.worth_keeping = False  # it has carried a webhook that is Customer.io's
 
     def expect_request(self, seconds: float) -> None:
         """Expect a request within `seconds`. Once some of it has come, HEAD_SECONDS count for the rest of its head."""

@@ -29,20 +29,25 @@ def files(connections: int) -> int:
 
 
 def connections() -> int:
-    """Return how many connections a worker can hold. Raises the usual limit, 1,024 open files, where that's allowed."""
+    """Return how many connections a worker can hold, with as many open files as it may have."""
+    return min(CONNECTIONS, raise_file_limit() - OTHER_FILES)
+
+
+def raise_file_limit() -> int:
+    """Raise the usual limit, 1,024 open files, to what is needed where that's allowed. Return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = files(CONNECTIONS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return CONNECTIONS if soft == resource.RLIM_INFINITY else min(wanted, soft) - OTHER_FILES
+    return wanted if soft == resource.RLIM_INFINITY else soft
 
 
 def open_files_problem() -> str | None:
     """Return what is wrong with the limit of open files, or None."""
-    if connections() >= FEWEST_CONNECTIONS:
+    limit = raise_file_limit()
+    if limit >= files(FEWEST_CONNECTIONS):
         return None
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return (
         f"The limit of open files (ulimit -n) is {limit}. The relay needs {files(FEWEST_CONNECTIONS)}; "
         f"{files(CONNECTIONS)} are better."

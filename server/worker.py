@@ -81,7 +81,7 @@ class Worker(GeventWorker):
     def timeout_ctx(self) -> Iterator[None]:
         """Wait for a connection's next request: until keepalive ends, unless it is a stranger's or we stop."""
         connection = self._connections[gevent.getcurrent()]
-        kept = self.cfg.keepalive if connection.genuine else min(STRANGER, self.cfg.keepalive)
+        kept = self.cfg.keepalive if connection.worth_keeping else min(STRANGER, self.cfg.keepalive)
         connection.expect_request(kept if self.alive else LINGER)
         self._expecting.add(connection)
         try:
@@ -96,7 +96,7 @@ class Worker(GeventWorker):
         must_close, body = self._keeps_none or req.should_close(), req.body  # not req: it would keep itself alive
         # A stranger's occasional requests would otherwise keep the connection for good.
         req.should_close = lambda: (
-            must_close or unread(body) or not (sock.genuine or monotonic() - sock.opened < STRANGER)
+            must_close or unread(body) or not (sock.worth_keeping or monotonic() - sock.opened < STRANGER)
         )
         if not req.path.startswith(os.environ.get("SCRIPT_NAME", "")):
             req.headers.append(("SCRIPT_NAME", ""))  # for gunicorn; it would have no answer at all

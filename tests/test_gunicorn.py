@@ -640,7 +640,7 @@ class Request:
 def test_a_request_is_freed_once_it_is_answered(monkeypatch):
     """Kept alive by itself it would stay, with its body, until the garbage collector comes by: 13 MB under load."""
     monkeypatch.setattr("server.worker.GeventWorker.handle_request", lambda *_: None)
-    connection = SimpleNamespace(yield_if_pipelined=lambda: None, flush=lambda: None, genuine=True)
+    connection = SimpleNamespace(yield_if_pipelined=lambda: None, flush=lambda: None, worth_keeping=True)
     request = Request()
     gone = weakref.ref(request)
     object.__new__(Worker).handle_request("", request, connection, "")
@@ -656,7 +656,7 @@ def test_a_request_is_freed_once_it_is_answered(monkeypatch):
 def test_a_request_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr("server.worker.GeventWorker.handle_request", lambda *_: gevent.sleep(60))
     monkeypatch.setattr("server.worker.LONGEST", 0.01)
-    connection = SimpleNamespace(yield_if_pipelined=lambda: None, flush=lambda: None, genuine=True)
+    connection = SimpleNamespace(yield_if_pipelined=lambda: None, flush=lambda: None, worth_keeping=True)
     with pytest.raises(RuntimeError, match="it hangs"):  # which gets a 503
         object.__new__(Worker).handle_request("", Request(), connection, "")
 

@@ -69,7 +69,8 @@ PRIVATE_NAMES = ("localhost", "local", "internal", "lan", "home", "arpa", "test"
 class Trouble(NamedTuple):
     """Something that is wrong now."""
 
-    key: str
+    outcome: str
+    reason: str  # "" for a flood of dead letters
     words: str
     remedy: str
 
@@ -80,6 +81,15 @@ class Step(NamedTuple):
     title: str
     done: bool
     words: str
+
+
+class Progress(NamedTuple):
+    """What has been seen of the way to a live relay."""
+
+    refused: bool  # Segment refuses the write key now
+    reachable: bool  # Customer.io could reach the address at which the reader sees the page
+    genuine: str  # says when the first genuine webhook came; "" if none has
+    delivered: str  # says when the last event arrived; "" if none has
 
 
 class Health(NamedTuple):
@@ -95,7 +105,7 @@ class Health(NamedTuple):
 def wrong_now(health: Health, now: float, letters_in: str) -> list[Trouble]:
     """Return what is wrong at `now`, in unix seconds. `letters_in` says where dead letters are."""
     found = [
-        Trouble(f"{failure.outcome}-{failure.reason}", _said(failure), _remedy(failure))
+        Trouble(failure.outcome, failure.reason, _said(failure), _remedy(failure))
         for failure in health.failures
         if _lasts(failure, health, now)
     ]
@@ -153,53 +163,33 @@ def duration(seconds: float) -> str:
     return "less than a second"
 
 
-def steps(
-    *,
-    write_key: bool,
-    refused: bool,
-    signed: bool,
-    not_set_up: bool,
-    dry_run: bool,
-    reachable: bool,
-    port: int,
-    genuine: str,
-    delivered: str,
-) -> list[Step]:
-    """Return the steps from a dry run to a live relay, in README.md's order.
-
-    `refused` says that Segment refuses the write key now; `genuine` and `delivered` say when there
-    was such an event, "" if never.
-    """
-    keyed = write_key and not refused
-    write_key_next = f"Segment refuses this one. {NEW_KEY}" if refused else f"Copy it from {KEY_PAGE}."
+def steps(config: Config, seen: Progress) -> list[Step]:
+    """Return the steps from a dry run to a live relay, in README.md's order."""
+    keyed = bool(config.segment_write_key) and not seen.refused
+    write_key_next = f"Segment refuses this one. {NEW_KEY}" if seen.refused else f"Copy it from {KEY_PAGE}."
+    write_key = Step("Write key", keyed, "SEGMENT_WRITE_KEY is set." if keyed else write_key_next)
+    last = _last_step(config.dry_run, seen.delivered)
+    signed = bool(config.signing_keys)
+    if not (signed or config.not_set_up or config.dry_run):
+        # Strangers read the page of a live relay; don't tell them that signatures aren't checked.
+        return [write_key, last]
     address_next = (
-        f"Deploy the relay, or open a tunnel (`cloudflared tunnel --url http://localhost:{port}`), and open this page "
-        "at its address: this one is private."
+        f"Deploy the relay, or open a tunnel (`cloudflared tunnel --url http://localhost:{config.port}`), and open "
+        "this page at its address: this one is private."
     )
-    if reachable:
+    if seen.reachable:
         address_next = f"Give it to Customer.io: {ADD_WEBHOOK}. The first genuine webhook shows that it is right."
-    found = [
-        Step("Write key", keyed, "SEGMENT_WRITE_KEY is set." if keyed else write_key_next),
-        Step("Public address", bool(genuine), "Customer.io reaches it." if genuine else address_next),
-        Step(
-            "Signing key",
-            signed,
-            "CUSTOMERIO_SIGNING_KEY is set."
-            if signed
-            else f"{ADD_WEBHOOK}, with the address above. Set the key that it shows as CUSTOMERIO_SIGNING_KEY and "
-            "restart.",
-        ),
-        Step(
-            "First genuine webhook",
-            bool(genuine),
-            genuine or ("Press Send test in Customer.io." if signed else "First set the signing key."),
-        ),
-        _last_step(dry_run, delivered),
+    signing_key_next = (
+        f"{ADD_WEBHOOK}, with the address above. Set the key that it shows as CUSTOMERIO_SIGNING_KEY and restart."
+    )
+    webhook_next = "Press Send test in Customer.io." if signed else "First set the signing key."
+    return [
+        write_key,
+        Step("Public address", bool(seen.genuine), "Customer.io reaches it." if seen.genuine else address_next),
+        Step("Signing key", signed, "CUSTOMERIO_SIGNING_KEY is set." if signed else signing_key_next),
+        Step("First genuine webhook", bool(seen.genuine), seen.genuine or webhook_next),
+        last,
     ]
-    if signed or not_set_up or dry_run:
-        return found
-    # Strangers read the page of a live relay; don't tell them that signatures aren't checked.
-    return [step for step in found if step.title in ("Write key", "Events in Segment")]
 
 
 def _last_step(dry_run: bool, delivered: str) -> Step:
@@ -267,4 +257,4 @@ def _flood(health: Health, letters_in: str) -> list[Trouble]:
         return []
     reasons: Sequence[str] = [failure.words for failure in health.failures if failure.outcome == DEAD_LETTERED.label]
     words = f"{dead:,} of the last {total:,} events became dead letters. The last one: {reasons[0]}."
-    return [Trouble(DEAD_LETTERED.label, words, DEAD_LETTERS.format(place=letters_in))]
+    return [Trouble(DEAD_LETTERED.label, "", words, DEAD_LETTERS.format(place=letters_in))]

@@ -9,7 +9,7 @@ from uuid import uuid4
 from flask import Blueprint, Response, abort, current_app, render_template, request
 from markupsafe import escape
 
-from config import Config
+from config import DRY_RUN_ON, Config
 from ops import samples
 from ops.monitor.metrics import Metrics
 from ops.page import advice
@@ -184,18 +184,10 @@ def _values(config: Config, metrics: Metrics, started: float, reachable: bool) -
     letters_in = "in the file that DEAD_LETTER_FILE names" if config.dead_letter_file else "on the log"
     troubles = advice.wrong_now(health, now, letters_in)
     last_delivered, first_genuine = metrics.last_delivered(), metrics.first_genuine()
-    refused = {f"{RETRIED.label}-{reason}" for reason in ("write_key", "every_event")} & {
-        trouble.key for trouble in troubles
-    }
     last_real_delivery = metrics.last_real_delivery()
-    steps = advice.steps(
-        write_key=bool(config.segment_write_key),
-        refused=bool(refused),
-        signed=bool(config.signing_keys),
-        not_set_up=config.not_set_up,
-        dry_run=config.dry_run,
+    seen = advice.Progress(
+        refused=any(trouble.reason in ("write_key", "every_event") for trouble in troubles),
         reachable=reachable,
-        port=config.port,
         genuine=f"It arrived {ago(now - first_genuine)}, at {instant(first_genuine)}." if first_genuine else "",
         delivered=f"The last was accepted {ago(now - last_real_delivery)}." if last_real_delivery else "",
     )
@@ -209,7 +201,7 @@ def _values(config: Config, metrics: Metrics, started: float, reachable: bool) -
         "now": now,
         "troubles": troubles,
         "over": advice.over(health, now)[:6],
-        "settings": [warning for warning in config.warnings if not warning.startswith("DRY_RUN")],
+        "settings": [warning for warning in config.warnings if warning != DRY_RUN_ON],
         "outcomes": outcomes,
         "shown": shown,
         "titles": advice.TITLES,
@@ -218,7 +210,7 @@ def _values(config: Config, metrics: Metrics, started: float, reachable: bool) -
         "last_delivered": last_delivered,
         "samples": samples.METRICS,
         "channels": samples.CHANNELS,
-        "steps": steps,
+        "steps": advice.steps(config, seen),
     }
 
 
