@@ -4,6 +4,7 @@ It uses the standard library alone, which gevent makes wait for others under gun
 """
 
 import fcntl
+import re
 import socket
 import ssl
 import termios
@@ -18,6 +19,7 @@ CONNECT_SECONDS = 1.0  # for each of Segment's addresses, so that the next one i
 # Segment's answers have a few hundred bytes. http.client alone would take a line and a hundred headers of 64 KiB each.
 MAX_ANSWER = 65_536  # bytes, from the first status line to the last trailer
 READ = 16_384  # bytes at a time
+LENGTH = re.compile("[0-9]+")  # str.isdigit would take superscripts, too
 
 
 class Answer(NamedTuple):
@@ -128,7 +130,7 @@ def exchange(sock: socket.socket, request: bytes, deadline: float) -> Answer:
     if not_received(sock):  # an answer, but not to all of the upload
         raise ConnectionError("answered early")
     lengths = set(response.headers.get_all("Content-Length", ()))
-    if len(lengths) > 1 or not all(map(str.isdigit, lengths)):  # http.client takes the first, or none
+    if len(lengths) > 1 or not all(map(LENGTH.fullmatch, lengths)):  # http.client takes the first, or none
         raise ConnectionError("the answer's length contradicts itself")
     body: bytes | None = b""
     try:

@@ -157,6 +157,7 @@ ANSWERS = {  # what follows "HTTP/1.1 ". Of whole answers, test_segment_client.p
     "two lengths": b'200 OK\r\nContent-Length: 17\r\nContent-Length: 18\r\n\r\n{"success": true}',
     "two lengths, the other first": b'200 OK\r\nContent-Length: 18\r\nContent-Length: 17\r\n\r\n{"success": true} ',
     "a length below none": b'200 OK\r\nContent-Length: -1\r\n\r\n{"success": true}',
+    "a length in other digits": b'200 OK\r\nContent-Length: \xb9\xb3\r\n\r\n{"success": true}',
     "a length that is no number": b'200 OK\r\nContent-Length: x\r\n\r\n{"success": true}',
     "chunks that end early": b'200 OK\r\nTransfer-Encoding: chunked\r\n\r\n11\r\n{"success": true}\r\n',
 }
