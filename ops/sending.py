@@ -35,7 +35,7 @@ class Sender:
                 for part in parts(batch):
                     yield from self.send(part)
                 return
-            if not self._key_is_good and (error.status == 400 or not error.by_segment):
+            if not self._key_is_good and error.may_be_for_all:
                 self._check_key()
             yield batch[0][0], str(error)
         except RetryLater as error:
@@ -63,7 +63,7 @@ class Sender:
         try:
             self._upload([self._check])
         except Rejected as error:
-            raise RetryLater("every_event" if error.by_segment else "not_segment") from None
+            raise RetryLater(error.reason_for_all) from None
         self._key_is_good = True
 
 

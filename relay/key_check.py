@@ -41,7 +41,7 @@ class KeyCheck:
 
         Raise RetryLater if it isn't, or if that isn't known by `deadline` (on the monotonic clock).
         """
-        if error.by_segment and error.status != 400:  # it is too large, and that is about this event
+        if not error.may_be_for_all:
             return
         since = self._clock()
         if not self._lock.acquire(timeout=max(0, deadline - since)):
@@ -50,7 +50,7 @@ class KeyCheck:
             # Requests that waited for the lock share the answer to the probe that was sent meanwhile.
             doubtful = self._rejected >= IN_A_ROW if error.by_segment else self._right_since < since
             if doubtful and not self._is_right(deadline):
-                raise RetryLater("every_event" if error.by_segment else "not_segment")
+                raise RetryLater(error.reason_for_all)
             self._rejected += 1
         finally:
             self._lock.release()

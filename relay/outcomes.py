@@ -98,14 +98,21 @@ class Rejected(Exception):
     """An upload is refused for good, because of an event in it, or of the key.
 
     `status` is that of the answer. `by_segment` is False if what refuses it is not Segment, but something on the way.
-    `reason` and `detail` are those of Undeliverable for a single event.
+    `reason` and `detail` are those of Undeliverable for a single event; `reason_for_all` is that of RetryLater if
+    every event is refused.
     """
 
     def __init__(self, status: int, by_segment: bool = True):
         self.status, self.by_segment = status, by_segment
         self.reason = "segment_rejects" if by_segment else "segment_rejects.on_the_way"
         self.detail = f" ({status})"
+        self.reason_for_all = "every_event" if by_segment else "not_segment"
         super().__init__(UNDELIVERABLE[self.reason].format(self.detail))
+
+    @property
+    def may_be_for_all(self) -> bool:
+        """Whether every event may be refused so: a 413 of Segment's own is about this one."""
+        return self.status == 400 or not self.by_segment
 
 
 # One exception, one status. Customer.io waits an hour after 400, 401, 403, 404, 405, 429, 500 and 502
