@@ -1,5 +1,6 @@
 """Uploads: what is sent is what the official client sends, and what each answer of Segment means."""
 
+import contextlib
 import gzip
 import inspect
 import json
@@ -157,17 +158,24 @@ def test_a_connection_is_used_again_after_a_success(recorder, uploader):
     assert recorder.connections() == [0, 0, 0, 0, 0]
 
 
-def test_no_two_uploads_share_a_connection(segment):
-    uploader = SegmentClient(WRITE_KEY, segment.url)
+@contextlib.contextmanager
+def uploads_at_one_time(uploader, segment, number):
+    """Have so many uploads wait for Segment's answer together; they get it at the end."""
     segment.hold()
-    threads = [threading.Thread(target=uploader.upload, args=([MESSAGE], 5)) for _ in range(4)]
+    threads = [threading.Thread(target=uploader.upload, args=([MESSAGE], 5)) for _ in range(number)]
     for thread in threads:
         thread.start()
-    until(lambda: segment.busy == 4)
-    assert segment.open_connections == 4
+    until(lambda: segment.busy == number)
+    yield
     segment.release()
     for thread in threads:
         thread.join(5)
+
+
+def test_no_two_uploads_share_a_connection(segment):
+    uploader = SegmentClient(WRITE_KEY, segment.url)
+    with uploads_at_one_time(uploader, segment, 4):
+        assert segment.open_connections == 4
     uploader.upload([MESSAGE], 5)
     assert segment.open_connections == 4
 
@@ -176,14 +184,8 @@ def test_no_two_uploads_share_a_connection(segment):
 def four_idle(segment):
     """A client that has four idle connections."""
     uploader = SegmentClient(WRITE_KEY, segment.url)
-    segment.hold()
-    threads = [threading.Thread(target=uploader.upload, args=([MESSAGE], 5)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    until(lambda: segment.busy == 4)
-    segment.release()
-    for thread in threads:
-        thread.join(5)
+    with uploads_at_one_time(uploader, segment, 4):
+        pass
     return uploader
 
 
@@ -205,15 +207,10 @@ def test_a_timeout_on_a_connection_that_was_used_before_closes_the_idle_ones(fou
 
 def test_a_timeout_on_a_new_connection_says_nothing_about_the_others(segment):
     uploader = SegmentClient(WRITE_KEY, segment.url)
-    segment.hold()
-    first = threading.Thread(target=uploader.upload, args=([MESSAGE], 5))
-    first.start()
-    until(lambda: segment.busy == 1)
-    segment.faults.append("hang")
-    with pytest.raises(RetryLater, match="in time"):
-        uploader.upload([MESSAGE], 0.2)
-    segment.release()
-    first.join(5)
+    with uploads_at_one_time(uploader, segment, 1):
+        segment.faults.append("hang")
+        with pytest.raises(RetryLater, match="in time"):
+            uploader.upload([MESSAGE], 0.2)
     uploader.upload([MESSAGE], 5)
     assert segment.open_connections == 2  # the one that hangs, and the first
 
@@ -253,14 +250,8 @@ def test_connections_that_nobody_needs_any_more_are_closed(four_idle, segment, m
 
 def test_no_more_connections_are_kept_than_may_be_in_use(segment):
     uploader = SegmentClient(WRITE_KEY, segment.url)
-    segment.hold()
-    threads = [threading.Thread(target=uploader.upload, args=([MESSAGE], 5)) for _ in range(64)]
-    for thread in threads:
-        thread.start()
-    until(lambda: segment.busy == 64)
-    segment.release()
-    for thread in threads:
-        thread.join(5)
+    with uploads_at_one_time(uploader, segment, 64):
+        pass
     until(lambda: segment.open_connections == MAX_IDLE)
 
 
