@@ -128,7 +128,8 @@ ENDS: dict[type[Ended], tuple[int, Outcome]] = {
     NotHttp: (422, REJECTED),
 }
 
-OUTCOMES = (DELIVERED, DRY_RUN, DEAD_LETTERED, IGNORED, RETRIED, UNAUTHORIZED, REJECTED)
+ACKNOWLEDGED = (DELIVERED, DRY_RUN, DEAD_LETTERED, IGNORED)  # with a 2xx: Customer.io doesn't send them again
+OUTCOMES = (*ACKNOWLEDGED, RETRIED, UNAUTHORIZED, REJECTED)
 
 
 def _reasons(outcome: Outcome) -> dict[str, str]:

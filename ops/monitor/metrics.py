@@ -13,24 +13,19 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from config import EU_HOST, SEGMENT_HOST, VERSION, Config
 from ops import samples
 from relay.delivery import Message
-from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, IGNORED, REASONS, RETRIED, UNAUTHORIZED
+from relay.outcomes import ACKNOWLEDGED, DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, RETRIED, UNAUTHORIZED
 from server.shared import WORKER_COLUMNS, Shared
 from translate import Undeliverable, kind
 
 STATUSES = re.compile("segment_[0-9]+")
 
-SUCCESSES = (
-    DELIVERED.label,
-    DRY_RUN.label,
-    DEAD_LETTERED.label,
-    IGNORED.label,
-)  # those that Customer.io doesn't send again
+ANY_ACKNOWLEDGED = {(outcome.label, reason) for outcome in ACKNOWLEDGED for reason in REASONS[outcome.label]}
 
 # What failed -> which outcomes and reasons say that it fails no more. Most dead letters never come near Segment.
 FAILING = {
     RETRIED.label: {(DELIVERED.label, ""), (DRY_RUN.label, ""), (DEAD_LETTERED.label, "segment_rejects")},
-    "dead_letter": {(outcome, reason) for outcome in SUCCESSES for reason in REASONS[outcome]},
-    UNAUTHORIZED.label: {(outcome, reason) for outcome in SUCCESSES for reason in REASONS[outcome]},
+    "dead_letter": ANY_ACKNOWLEDGED,
+    UNAUTHORIZED.label: ANY_ACKNOWLEDGED,
 }
 
 INFINITY = float("inf")

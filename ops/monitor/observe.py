@@ -10,7 +10,7 @@ from config import Config
 from ops import samples
 from ops.monitor.metrics import FAILING, Metrics
 from ops.page.inspector import Inspector
-from relay.outcomes import DEAD_LETTERED, DELIVERED, DRY_RUN, IGNORED, RETRIED, UNAUTHORIZED, Outcome
+from relay.outcomes import ACKNOWLEDGED, DEAD_LETTERED, DELIVERED, DRY_RUN, IGNORED, RETRIED, UNAUTHORIZED, Outcome
 from relay.webhook import Webhook
 from server.log import Repeats
 from translate import occurred_at
@@ -59,7 +59,7 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
         genuine = webhook.genuine or webhook.event is not None
         if (outcome is RETRIED and genuine) or (outcome is UNAUTHORIZED and webhook.reason in ("mismatch", "expired")):
             metrics.note_failure(webhook.reason if webhook.reason in FAILING else outcome.label)
-        if outcome in (DELIVERED, DRY_RUN, DEAD_LETTERED, IGNORED):
+        if outcome in ACKNOWLEDGED:
             metrics.count_event(webhook.event)
         if outcome is DELIVERED and not sample:
             metrics.note_real_delivery()
