@@ -30,6 +30,7 @@ A fault is a word that says what happens to a request instead of a proper answer
 """
 
 import asyncio
+import contextlib
 import gzip
 import json
 import socket
@@ -247,9 +248,11 @@ class FakeSegment:
             pass
         finally:
             self.open_connections -= 1
-            self._writers.discard(writer)
             self._forgotten.discard(writer)
             writer.close()
+            with contextlib.suppress(OSError, TimeoutError, asyncio.CancelledError):
+                await writer.wait_closed()  # over TLS the other side has to close, too, unless `_close` ends it
+            self._writers.discard(writer)
 
     async def _read_head(self, reader: asyncio.StreamReader) -> tuple[str, str, dict[str, str]]:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
