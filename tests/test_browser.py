@@ -1,8 +1,10 @@
 """The page in a real browser. Skipped where there is no Chromium."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,7 +30,11 @@ class Page:
     def open(self, relay, rows=0):
         """Open the page, and wait until it shows that many webhooks."""
         self.driver.get(relay.url)
-        until(lambda: self.count(ROWS) == rows)
+        try:
+            until(lambda: self.count(ROWS) == rows)
+        except AssertionError:
+            listed, shown = relay.get("/webhooks").text, self.driver.page_source
+            raise AssertionError(f"{self.errors()} {self.fetched()} {listed} {shown} {relay.log}") from None
         return self
 
     def run(self, script, *args):
@@ -448,7 +454,7 @@ def test_copying_works_where_the_browser_gives_no_clipboard(page, dry):
 
 def test_a_deeply_nested_webhook_is_shown(page, dry):
     body = b'{"metric": "deep", "data": {"customer_id": "1", "x": ' + b"[" * 900 + b"]" * 900 + b"}}"
-    dry.post(body)
+    assert dry.post(body).status_code == 202
     page.open(dry, rows=1).open_row(1)
     assert page.text("pre")[0] == body.decode()
 
@@ -482,6 +488,22 @@ def test_a_relay_that_restarts_is_said_and_followed_again(page, start):
     until(lambda: page.text(".person") == ["person-after", "person-before"])
     assert not page.find("#lost").is_displayed()
     assert all("ERR_CONNECTION_REFUSED" in message for message in page.errors())
+
+
+def test_a_relay_that_hangs_is_said_and_followed_again(page, start):
+    relay = start(DRY_RUN="force")
+    page.open(relay)
+    processes = [relay.process.pid, *relay.workers()]
+    for pid in processes:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        until(lambda: page.find("#lost").is_displayed())
+    finally:
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
+    relay.post(make_event())
+    until(lambda: page.count(ROWS) == 1)
+    assert not page.find("#lost").is_displayed()
 
 
 def test_a_live_relay_shows_no_webhooks_but_steps_and_troubles(page, start, segment):

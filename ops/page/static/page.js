@@ -4,6 +4,7 @@
 const KEPT = 100; // rows, as many as the relay keeps
 const EVERY = 1000; // milliseconds
 const REFRESH = 3; // times that
+const PATIENCE = 5000; // milliseconds; then it is asked anew: a network that was changed or asleep may never answer
 
 const $ = (id) => document.getElementById(id);
 const list = $("webhooks"); // null in a live relay
@@ -84,7 +85,7 @@ const troubles = () => [...document.querySelectorAll("[data-key]")].map((element
 
 let etag = "";
 async function refresh() {
-  const response = await get("/", { headers: { "If-None-Match": etag } });
+  const response = await get("/", { headers: { "If-None-Match": etag }, signal: AbortSignal.timeout(PATIENCE) });
   if (response.status !== 200) return; // 304: nothing has changed
   etag = response.headers.get("ETag");
   const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
@@ -191,7 +192,7 @@ function follow() {
 }
 
 async function fetchNew() {
-  const { webhooks } = await (await get(`/webhooks?after=${latest}`)).json();
+  const { webhooks } = await (await get(`/webhooks?after=${latest}`, { signal: AbortSignal.timeout(PATIENCE) })).json();
   if (webhooks.length) {
     latest = webhooks.at(-1).number;
     changed = true;
