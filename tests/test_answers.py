@@ -285,6 +285,13 @@ def test_413_above_8_mib(anywhere, more):
     assert (answer.status_code, answer.json()["status"]) == (413, "rejected")
 
 
+@pytest.mark.parametrize(("size", "status"), [(8_192, 200), (8_193, 503)])
+def test_a_usual_webhook_fits_however_many_bodies_a_worker_holds(client, monkeypatch, size, status):
+    monkeypatch.setattr("relay.body.MAX_HELD", 0)
+    body = json.dumps(make_event()).encode()
+    assert client.post(body + b" " * (size - len(body))).status_code == status
+
+
 def test_8_mib_are_read(anywhere, segment):
     event = make_event(data={"customer_id": "1", "content": "x" * (LARGEST - 1000)})
     assert anywhere.post(event).status_code == 200
