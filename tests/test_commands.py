@@ -675,6 +675,7 @@ def test_replay_says_on_a_terminal_what_it_waits_for(segment):
     assert (done.returncode, done.stdout) == (0, b"1 sent, 0 not sent, 0 other lines.\n")
     assert "Segment answered 503: again in 1 s" in shown
     assert "100%" in shown
+    assert "None" not in shown
 
 
 def test_replay_keeps_to_the_rate(segment, slept, timing):
