@@ -67,6 +67,8 @@ class Invalid(ValueError):
 
 
 def write_key(text: str) -> str:
+    if _is_no_key_yet(text):
+        return ""
     where = "Copy it again from Segment: your source > Settings > API Keys."
     if wrong := _wrong_key(text):
         raise Invalid(f"{wrong}. {where}")
@@ -374,7 +376,8 @@ def _missing(config: Config, env: Mapping[str, str], needs: Collection[str]) -> 
     missing: list[str] = []
     if config.dry_run:
         return missing
-    if "SEGMENT_WRITE_KEY" in needs and not env.get("SEGMENT_WRITE_KEY", "").strip():
+    write_key = env.get("SEGMENT_WRITE_KEY", "").strip()
+    if "SEGMENT_WRITE_KEY" in needs and (not write_key or _is_no_key_yet(write_key)):
         missing.append(f"SEGMENT_WRITE_KEY is not set. In {KEY_PAGE}.")
     unsigned = not list(_listed(env.get("CUSTOMERIO_SIGNING_KEY", "")))
     if "CUSTOMERIO_SIGNING_KEY" in needs and unsigned and not config.allow_unsigned:

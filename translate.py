@@ -59,9 +59,11 @@ PERSON_CHANGES = {
 }
 
 EMAIL = re.compile(r"[^@\s,;:<>]+@[^@\s,;:<>/?#]+")
-NAMED = re.compile(r"[^<>]*<([^<>\s]+)>\s*")
-# One address of a list; a quoted name may contain commas.
-LISTED = re.compile(r"""(?:"[^"]*"|<[^<>]*>|[^,;])++""")
+NAMED = re.compile(r"[^<>]*<\s*([^<>\s]+)\s*>\s*")
+# One address of a list; a quoted name and a comment may contain commas.
+LISTED = re.compile(r"""(?:"[^"]*"|\([^()]*\)|<[^<>]*>|[^,;])++""")
+# What may stand beside it: a quoted name, a comment, and before the first the name of a group.
+BESIDE = re.compile(r"""^[^"(<:@]*:(?!//)|"[^"]*"(?!@)|\([^()]*\)""")
 NUMBER = re.compile(r"\s*[0-9]{1,30}(\.[0-9]{0,30})?([eE][+-]?[0-9]{1,3})?\s*", re.ASCII)
 PLAIN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -368,7 +370,8 @@ def _address(text: str) -> str:
 
     Its case stays: in lower case, people who are known already would become others.
     """
-    first = next((part.strip() for part in map(re.Match.group, LISTED.finditer(text)) if "@" in part), "")
+    parts = (BESIDE.sub("", found[0]).strip() for found in LISTED.finditer(text))
+    first = next((part for part in parts if "@" in part), "")
     for one in (first, text):
         named = NAMED.fullmatch(one)
         address = named[1] if named else one

@@ -77,9 +77,12 @@ def replay(timing: Timing, file: TextIO, rate: float, failed: str | None) -> Non
         stopped = ""
         # `update_min_steps=0` shows what it waits for, too.
         with click.progressbar(
-            length=len(ready), label="Replaying", file=sys.stderr, item_show_func=str, update_min_steps=0
+            length=len(ready),
+            label="Replaying",
+            file=sys.stderr,
+            item_show_func=lambda words: words,
+            update_min_steps=0,
         ) as bar:
-            bar.update(0, "")
             sender = Sender(segment, check, timing, say=lambda words: bar.update(0, words))
             try:
                 while ready:

@@ -21,7 +21,7 @@ class Sender:
         self._check = check
         self._timing = timing
         self._say = say
-        self._key_is_good = False  # Segment has taken an event
+        self._accepted = False  # Segment has taken an event, so the key is good
 
     def send(self, batch: list[tuple[Number, Message]]) -> Iterator[tuple[Number, str]]:
         """Upload a batch; yield each number with the reason why Segment did not take the message, "" if it did.
@@ -35,15 +35,17 @@ class Sender:
                 for part in parts(batch):
                     yield from self.send(part)
                 return
-            if not self._key_is_good and error.may_be_for_all:
+            if not self._accepted and error.may_be_for_all:
                 self._check_key()
             yield batch[0][0], str(error)
         except RetryLater as error:
             if not passes(error):
                 raise
             yield from ((number, str(error)) for number, _ in batch)
+            if not self._accepted:  # the next would take as long, and fail too
+                raise
         else:
-            self._key_is_good = True
+            self._accepted = True
             yield from ((number, "") for number, _ in batch)
 
     def _upload(self, messages: list[Message]) -> None:
@@ -64,7 +66,7 @@ class Sender:
             self._upload([self._check])
         except Rejected as error:
             raise RetryLater(error.reason_for_all) from None
-        self._key_is_good = True
+        self._accepted = True
 
 
 def passes(error: RetryLater) -> bool:

@@ -623,6 +623,27 @@ def test_replay_stops_at_once_when_nothing_can_succeed(segment, slept, timing, t
     assert len(segment.requests) == (4 if fault == "400" else 1)  # 100, 10, 1, and one event of our own
 
 
+@pytest.mark.parametrize("fault", ["refuse", "500", "429:1"])
+def test_replay_stops_when_a_first_upload_fails_to_the_end(segment, slept, timing, tmp_path, fault):
+    segment.set_fault(fault)
+    rest = tmp_path / "rest.jsonl"
+    text = one_a_line(*map(make_event, range(250)))
+    done = run("replay", "-", "--failed", str(rest), stdin=text, SEGMENT_HOST=segment.url, timing=timing)
+    assert (done.exit_code, done.stdout) == (1, "0 sent, 250 not sent, 0 other lines.\n")
+    assert "line 100: " in done.stderr
+    assert "line 101: " not in done.stderr
+    assert done.stderr.endswith(" Nothing else would be taken either, so it was not tried.\n")
+    assert rest.read_text() == text
+    assert len([seconds for seconds in slept if seconds >= 1]) == 5
+
+
+def test_replay_goes_on_after_an_upload_that_fails_to_the_end_among_others(segment, timing):
+    segment.faults.extend([None, *["500"] * 6])
+    text = one_a_line(*map(make_event, range(250)))
+    done = run("replay", "-", stdin=text, SEGMENT_HOST=segment.url, timing=timing)
+    assert (done.exit_code, done.stdout) == (1, "150 sent, 100 not sent, 0 other lines.\n")
+
+
 def test_replay_counts_what_was_sent_before_it_stopped(segment, timing, tmp_path):
     segment.faults.extend([None, "401"])
     rest = tmp_path / "rest.jsonl"
@@ -654,6 +675,7 @@ def test_replay_says_on_a_terminal_what_it_waits_for(segment):
     assert (done.returncode, done.stdout) == (0, b"1 sent, 0 not sent, 0 other lines.\n")
     assert "Segment answered 503: again in 1 s" in shown
     assert "100%" in shown
+    assert "None" not in shown
 
 
 def test_replay_keeps_to_the_rate(segment, slept, timing):

@@ -62,6 +62,7 @@ READ = {
     "no": ({"DRY_RUN": "no"}, "dry_run", False),
     "an empty flag": ({"DRY_RUN": ""}, "dry_run", False),
     "a dry run without a write key": ({"DRY_RUN": "1", "SEGMENT_WRITE_KEY": ""}, "dry_run", True),
+    "a dry run before there is one": ({"DRY_RUN": "1", "SEGMENT_WRITE_KEY": "unknown-yet"}, "segment_write_key", ""),
     "a dry run without a signing key": ({"DRY_RUN": "1", "CUSTOMERIO_SIGNING_KEY": ""}, "dry_run", True),
     "a dry run with both keys": ({"DRY_RUN": "Force"}, "dry_run", True),
     "a file": ({"DEAD_LETTER_FILE": "/x/y"}, "dead_letter_file", "/x/y"),
@@ -112,6 +113,7 @@ def test_a_signing_key_is_used_whatever_else_is_allowed():
 
 WRONG = {
     "no write key": ({"SEGMENT_WRITE_KEY": ""}, "SEGMENT_WRITE_KEY is not set"),
+    "no write key yet": ({"SEGMENT_WRITE_KEY": "Unknown yet"}, "SEGMENT_WRITE_KEY is not set"),
     "a blank write key": ({"SEGMENT_WRITE_KEY": " "}, "SEGMENT_WRITE_KEY is not set"),
     "no signing key": ({"CUSTOMERIO_SIGNING_KEY": ""}, "CUSTOMERIO_SIGNING_KEY is not set"),
     "commas only": ({"CUSTOMERIO_SIGNING_KEY": " , ,"}, "CUSTOMERIO_SIGNING_KEY is not set"),

@@ -243,6 +243,7 @@ STRANGERS = {  # what anybody can cause -> the trouble that it is where genuine 
     "a forged signature": (b"{}", sign(b"{}", key="another"), "unauthorized-mismatch"),
     "no signature": (b"{}", {}, "unauthorized-missing"),
     "an old one": (b"{}", sign(b"{}", "1585250199"), "unauthorized-expired"),
+    "a body that is too large": (b"x" * (8 * 1024 * 1024 + 1), {}, "rejected-too_large"),
 }
 
 

@@ -367,6 +367,17 @@ WHO = {  # data -> userId, anonymousId, email
     "an address as a name": ({"recipient": f'"b@b.b, B" <{EMAIL}>, c@c.c'}, None, EMAIL, EMAIL),
     "a comma in a name without quotes": ({"recipient": f"Lovelace, Ada <{EMAIL}>"}, None, EMAIL, EMAIL),
     "half a quote": ({"recipient": f'Ada "L <{EMAIL}>'}, None, EMAIL, EMAIL),
+    "a comment after it": ({"recipient": f"{EMAIL} (Ada, c@c.c), b@b.b"}, None, EMAIL, EMAIL),
+    "a comment before it": ({"recipient": f"(Ada; c@c.c) {EMAIL}"}, None, EMAIL, EMAIL),
+    "a comment beside a name": ({"recipient": f"Ada <{EMAIL}> (work), b@b.b"}, None, EMAIL, EMAIL),
+    "brackets in a name": ({"recipient": f'"Ada <b@b.b>" <{EMAIL}>'}, None, EMAIL, EMAIL),
+    "blanks in brackets": ({"recipient": f"Ada < {EMAIL} >, b@b.b"}, None, EMAIL, EMAIL),
+    "a quoted name without brackets": ({"recipient": f'"Ada" {EMAIL}, b@b.b'}, None, EMAIL, EMAIL),
+    "a group": ({"recipient": f"Friends: {EMAIL}, B <b@b.b>;"}, None, EMAIL, EMAIL),
+    "a group of one": ({"recipient": f"Friends:{EMAIL};"}, None, EMAIL, EMAIL),
+    "an empty group before it": ({"recipient": f"undisclosed-recipients:;, {EMAIL}"}, None, EMAIL, EMAIL),
+    "an address as the name of none": ({"recipient": f'"b@b.b" <nobody>, {EMAIL}'}, None, EMAIL, EMAIL),
+    "a quote before the @": ({"recipient": '"Ada L"@c.d'}, None, '"Ada L"@c.d', None),
     "of a list, with an id": ({"customer_id": "1", "recipient": f"{EMAIL}, b@b.b"}, "1", None, EMAIL),
     "a list that begins with none": ({"recipient": '"a,b"@c.d, b@b.b'}, None, '"a,b"@c.d, b@b.b', None),
     "a list of none": ({"recipient": "Ada, Bob"}, None, "Ada, Bob", None),
@@ -440,7 +451,9 @@ def test_about_an_email_the_recipient_is_the_person(form, is_about):
     assert call(event | form)["anonymous_id"] == (EMAIL if is_about else "d9")
 
 
-@pytest.mark.parametrize("text", ['"' * 2**20, "a@" * 2**20, "<" * 2**20, 'a",' * 2**20, '\\"' * 2**20, "@<," * 2**20])
+@pytest.mark.parametrize(
+    "text", ['"' * 2**20, "a@" * 2**20, "<" * 2**20, 'a",' * 2**20, '\\"' * 2**20, "@<," * 2**20, "(@" * 2**20]
+)
 def test_an_address_of_megabytes_is_read_in_one_go(text):
     """Were the time quadratic, this would take hours."""
     assert call(about(recipient=text))["anonymous_id"]

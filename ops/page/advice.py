@@ -45,7 +45,10 @@ REMEDIES = {
     "body": "Look at the network and the proxy between Customer.io and the relay.",
     "busy": "Turn Body Content off in Customer.io, or run more workers (WEB_CONCURRENCY).",
 }
-STRANGERS = ("body", "busy")  # anybody can cause these
+# Anybody can cause these.
+STRANGERS = {(RETRIED.label, "body"), (RETRIED.label, "busy"), (REJECTED.label, "too_large")} | {
+    (UNAUTHORIZED.label, reason) for reason in REASONS[UNAUTHORIZED.label]
+}
 FORGOTTEN = 60  # minutes after the last one
 
 NOT_DELIVERING_AFTER = 300  # seconds
@@ -122,7 +125,11 @@ def not_delivering(health: Health, now: float, config: Config) -> str:
         return "DRY_RUN is on: nothing is sent to Segment"
     if config.not_set_up:
         return REASONS[RETRIED.label]["not_set_up"]
-    retried = [each for each in health.failures if each.outcome == RETRIED.label and each.reason not in STRANGERS]
+    retried = (
+        failure
+        for failure in health.failures
+        if failure.outcome == RETRIED.label and (RETRIED.label, failure.reason) not in STRANGERS
+    )
     unauthorized = (failure for failure in health.failures if failure.outcome == UNAUTHORIZED.label)
     since = health.failing_since
     for failure in retried:
@@ -219,16 +226,14 @@ def _lasts(failure: Tally, health: Health, now: float) -> bool:
     """Return whether there was no success since."""
     accepted = _last(health.successes)
     kept = _last(failure for failure in health.failures if failure.outcome == DEAD_LETTERED.label)
-    match failure.outcome, failure.reason:
-        case RETRIED.label, "dead_letter":  # other events may do well, and prove nothing
-            return failure.last > kept
-        case outcome, reason if outcome == UNAUTHORIZED.label or reason in STRANGERS:
-            genuine = max(accepted, kept, _last(health.ignored))  # these, too, had the right signature
-            missing = now - genuine >= LATELY * 60
-            return missing and failure.last > genuine and now - failure.last < FORGOTTEN * 60
-        case (RETRIED.label, _) | (REJECTED.label, "too_large"):
-            return failure.last > accepted
-    return False
+    what = failure.outcome, failure.reason
+    if what in STRANGERS:
+        genuine = max(accepted, kept, _last(health.ignored))  # these, too, had the right signature
+        missing = now - genuine >= LATELY * 60
+        return missing and failure.last > genuine and now - failure.last < FORGOTTEN * 60
+    if what == (RETRIED.label, "dead_letter"):  # other events may do well, and prove nothing
+        return failure.last > kept
+    return failure.outcome == RETRIED.label and failure.last > accepted
 
 
 def _last(failures: Iterable[Tally]) -> float:
