@@ -20,9 +20,10 @@ from time import monotonic
 
 from gevent.monkey import get_original
 
-STDERR = 2
+STDOUT, STDERR = 1, 2
 LINE = 4096  # bytes, the line break included: PIPE_BUF of Linux. Container runtimes cut lines from 8 KB on.
 TICK = 0.005  # seconds between two looks, where waiting takes more than one
+PRINTING = 1  # seconds to wait for whoever reads standard output
 REPEAT_AFTER = 10  # seconds
 KINDS = 10  # of words, for one reason
 
@@ -49,7 +50,7 @@ class Json(logging.Formatter):
 
 
 class Stream:
-    """Standard error, one line at a time, without ever waiting for its reader.
+    """Standard error, or output, one line at a time, without ever waiting for its reader.
 
     A line has at most LINE bytes, which a pipe takes whole or not at all. So the lines of several
     workers don't get mixed up, and no lock is needed. Lines that find no room are dropped and counted.
@@ -57,10 +58,10 @@ class Stream:
 
     longest = LINE
 
-    def __init__(self) -> None:
+    def __init__(self, fd: int = STDERR) -> None:
         self.formatter: logging.Formatter = TEXT
-        self._fd = STDERR
-        self._write = never_waiting(STDERR)
+        self._fd = fd
+        self._write = never_waiting(fd)
         self._cut = False  # whether the last line is
         self._dropped = 0  # lines
         os.register_at_fork(after_in_child=self._forget)
@@ -120,6 +121,26 @@ class Stream:
         self._cut = written < len(data)
         if self._cut:
             raise BlockingIOError
+
+
+class Output:
+    """Standard output for `print` in a worker: what nobody reads in time is lost, and holds up nobody else."""
+
+    def __init__(self) -> None:
+        self._stream = Stream(STDOUT)
+        self._patience = PRINTING
+
+    def write(self, text: str) -> None:
+        if not text:  # print's `end`
+            return
+        try:
+            self._stream.keep([text.encode(errors="backslashreplace")], monotonic() + self._patience)
+            self._patience = PRINTING
+        except OSError:
+            self._patience = 0  # until somebody reads again
+
+    def flush(self) -> None:
+        """Do nothing: nothing is buffered."""
 
 
 def never_waiting(fd: int) -> Callable[[bytes], int]:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -19,7 +20,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from relay.outcomes import ENDS, NotHttp, RetryLater
 from server.connection import MAX_HEAD, Connection
-from server.log import Repeats, stream
+from server.log import Output, Repeats, stream
 from server.shared import WORKER_COLUMNS, of_service
 
 # How long a stopping worker keeps idle connections. A webhook may be on its way on one of them,
@@ -54,6 +55,8 @@ class Worker(GeventWorker):
         # signal: a worker told to stop at that moment would stay.
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        if sys.stdout:  # it isn't closed
+            sys.stdout = Output()
         StreamServer.max_accept = MAX_ACCEPT
         self.cfg.set("workers", 1)  # in this process: for more, gunicorn replaces max_accept
         self.cfg.set("keepalive", self.cfg.keepalive or STRANGER)  # with 0, gunicorn waits for a request without end

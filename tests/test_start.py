@@ -81,6 +81,18 @@ def test_dry_run_prints_the_track_call_and_sends_nothing(start, segment):
     assert segment.requests == []
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_dry_run_whose_output_nobody_reads_answers(start, form):
+    relay = start(DRY_RUN="force", LOG_FORMAT=form)
+    relay.reading.clear()
+    for size in (3_000, 30_000):
+        events = [make_event(number, data={"customer_id": "1", "content": "x" * size}) for number in range(64)]
+        assert {answer.status_code for answer in relay.post_all(events)} == {200}
+    assert relay.get("/health").status_code == 200
+    relay.reading.set()
+    until(lambda: relay.post(make_event("read")).status_code == 200 and '"userId": "person-read"' in relay.log)
+
+
 # An invalid setting -> the message instead of a start.
 REFUSED = {
     "a dry run in production": ({"DRY_RUN": "1"}, "DRY_RUN is on while both keys are set"),

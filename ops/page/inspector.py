@@ -76,7 +76,7 @@ class Inspector:
         )
         self._forget()
         if message:
-            print(self._printed(message), flush=True)
+            print(f"{self._printed(message)}\n", end="", flush=True)  # in one piece
 
     def _forget(self) -> None:
         """Keep only the beginning of old webhooks if all of them are too much."""
