@@ -57,26 +57,28 @@ class Inspector:
         self._config = config
         self._webhooks: deque[Seen] = deque(maxlen=KEPT)
         # A page that is open while the relay restarts goes on: later numbers are higher.
-        self.latest = int(time.time() * 1000)
+        self._latest = int(time.time() * 1000)
 
     def remember(
         self, body: bytes, message: Message | None, status: int, outcome: Outcome, words: str, sample: bool
-    ) -> None:
-        """Remember a webhook and its answer. `sample` says that it is one, from the page or from the command."""
+    ) -> int:
+        """Remember a webhook and its answer; return its number. `sample`: it is from the page or the command."""
         if message:
             call = json.loads(message.json)
             event, person = call["event"], call["userId"] or call["anonymousId"]
         else:
             event, person = subject(_event(body), self._config)
-        self.latest += 1
+        self._latest += 1
+        number = self._latest
         json_text = message.json if message else ""
         names = event[:NAME], person[:NAME]
         self._webhooks.append(
-            Seen(self.latest, time.time(), status, outcome, words, *names, len(body), body, json_text, sample)
+            Seen(number, time.time(), status, outcome, words, *names, len(body), body, json_text, sample)
         )
         self._forget()
         if message:
             print(self._printed(message), flush=True)
+        return number
 
     def _forget(self) -> None:
         """Keep only the beginning of old webhooks if all of them are too much."""
