@@ -15,9 +15,9 @@ from ops.found import Found, find
 from ops.rest import place_for_rest
 from ops.sending import Number, Sender
 from ops.timing import Timing, pass_timing
-from relay.delivery import Message, fitting
+from relay.delivery import fitting
 from relay.key_check import check_call
-from relay.message import to_message
+from relay.message import Message, to_message
 from relay.outcomes import RetryLater
 from relay.segment import SegmentClient
 from translate import Untranslatable, parse, translate

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterator
 
 from ops.timing import Timing
-from relay.delivery import Message, parts
+from relay.delivery import parts
+from relay.message import Message
 from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
 from relay.segment import SegmentClient
 

@@ -10,8 +10,9 @@ from contextlib import suppress
 from math import ceil
 from threading import Event, Lock, Thread
 from time import monotonic
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
+from relay.message import Message
 from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
 
 T = TypeVar("T")
@@ -28,13 +29,6 @@ LOST_AFTER = 10  # seconds; no upload takes half as long
 # in three rounds, for each of which Segment may take 0.6 s.
 PARTS = 10
 MAX_SPLITS = 10  # uploads of parts at once, in one worker, besides the others: a rejected key rejects them all
-
-
-class Message(NamedTuple):
-    """A track call as Segment gets it."""
-
-    id: str  # its messageId
-    json: str  # ASCII
 
 
 class Pause(Protocol):

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from config import EU_HOST, SEGMENT_HOST, VERSION, Config
 from ops import samples
-from relay.delivery import Message
+from relay.message import Message
 from relay.outcomes import ACKNOWLEDGED, DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, RETRIED, UNAUTHORIZED
 from server.shared import WORKER_COLUMNS, Shared
 from translate import Undeliverable, kind

@@ -14,7 +14,7 @@ from config import Config
 from ops.page.advice import TOO_LARGE
 from ops.page.changes import changes, in_reading_order, subject
 from relay import signature
-from relay.delivery import Message
+from relay.message import Message
 from relay.outcomes import Outcome
 from translate import NotAnObject, Undeliverable, parse
 
