@@ -1,6 +1,5 @@
 """The log that all workers share: whole lines, text or JSON; repeated lines are rate-limited."""
 
-import errno
 import fcntl
 import json
 import logging
@@ -9,20 +8,17 @@ import select
 import socket
 import stat
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache, partial
 from threading import Timer
-from time import monotonic
 
 from gevent.monkey import get_original
 
 STDERR = 2
 LINE = 4096  # bytes, the line break included: PIPE_BUF of Linux. Container runtimes cut lines from 8 KB on.
-TICK = 0.005  # seconds between two looks, where waiting takes more than one
 REPEAT_AFTER = 10  # seconds
 KINDS = 10  # of words, for one reason
 
@@ -94,26 +90,14 @@ class Stream:
             if self._offer(self.formatter.format(record).encode() + b"\n"):
                 self._dropped = 0
 
-    def keep(self, lines: Iterable[bytes], deadline: float) -> None:
-        """Write all these lines, waiting for room. Raise OSError if there is none by `deadline` (monotonic)."""
-        for line in lines:
-            while True:
-                try:
-                    self._put(line)
-                    break
-                except BlockingIOError:
-                    if monotonic() >= deadline:
-                        raise TimeoutError(errno.ETIMEDOUT, "nobody reads the log") from None
-                time.sleep(TICK)
-
     def _offer(self, line: bytes) -> bool:
         try:
-            self._put(line)
+            self.put(line)
         except OSError:  # no room; its reader is gone; a full disk
             return False
         return True
 
-    def _put(self, line: bytes) -> None:
+    def put(self, line: bytes) -> None:
         """Write a line. Raise BlockingIOError if it doesn't get in whole; then the next begins a line of its own."""
         data = b"\n" + line if self._cut else line
         written = self._write(data)
