@@ -38,7 +38,7 @@ class Sender:
                 self._check_key()
             yield batch[0][0], str(error)
         except RetryLater as error:
-            if not passes(error):
+            if not may_pass(error):
                 raise
             yield from ((number, str(error)) for number, _ in batch)
         else:
@@ -51,7 +51,7 @@ class Sender:
                 self._segment.upload(messages, self._timing.upload)
                 return
             except RetryLater as error:
-                if not passes(error) or attempt == ATTEMPTS - 1:
+                if not may_pass(error) or attempt == ATTEMPTS - 1:
                     raise
                 seconds = error.retry_after if isinstance(error, RateLimited) else 2**attempt
                 self._say(f"{error}: again in {seconds} s")
@@ -66,6 +66,6 @@ class Sender:
         self._key_is_good = True
 
 
-def passes(error: RetryLater) -> bool:
-    """Return whether another attempt may fare better: not at a refused key, a redirect, or what isn't Segment."""
+def may_pass(error: RetryLater) -> bool:
+    """Return whether another attempt may succeed: not after a refused key, a redirect, or what isn't Segment."""
     return isinstance(error, TransientError | RateLimited) or error.reason == "timeout"

@@ -58,13 +58,13 @@ class Pending:
 
 
 class Lane(Generic[T]):
-    """A queue, and at most so many uploads at once that empty it.
+    """A queue, and the uploads that empty it, a limited number at once.
 
     The lock guards the queue and the number of uploads, and is never held while anything waits.
     """
 
     def __init__(self, most: int, take: Callable[[deque[T]], list[Pending]], upload: Callable[[list[Pending]], None]):
-        """`take` removes the next batch from the queue, and `upload` sends it; an empty one means that none waits."""
+        """`take` removes the next batch from the queue, and `upload` sends it. An empty batch: nothing is queued."""
         self._most = most
         self._take = take
         self._upload = upload

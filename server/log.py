@@ -20,7 +20,7 @@ from gevent.monkey import get_original
 STDERR = 2
 LINE = 4096  # bytes, the line break included: PIPE_BUF of Linux. Container runtimes cut lines from 8 KB on.
 REPEAT_AFTER = 10  # seconds
-KINDS = 10  # of words, for one reason
+KINDS = 10  # different messages that are counted apart, for one reason
 
 # As gunicorn's own lines look.
 TEXT = logging.Formatter("%(asctime)s [%(process)d] [%(levelname)s] %(message)s", "[%Y-%m-%d %H:%M:%S %z]")
