@@ -100,7 +100,7 @@ def tables(results: Results) -> list[str]:
     loads = [
         [f"{name}: {title}", *(f"{get(name, load, key):,.{digits}f}" for load in LOADS)]
         for name in results.side_by_side
-        for title, (key, digits) in (CLOSED if name == "relay" else dict(list(CLOSED.items())[:4])).items()
+        for title, (key, digits) in (CLOSED if name == "relay" else dict(list(CLOSED.items())[:3])).items()
     ]
     lines = [
         f"{COMPARED_AT} connections:",
