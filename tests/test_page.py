@@ -16,6 +16,7 @@ from ops.monitor import metrics
 from ops.page import routes as page
 from ops.page.inspector import Inspector
 from relay.outcomes import REJECTED, RetryLater
+from relay.webhook import Webhook
 from server.shared import Shared
 from translate import kind, translate
 
@@ -768,7 +769,7 @@ def test_a_sample_is_found_by_its_number_whatever_comes_meanwhile(dry, monkeypat
 
     def remember_two(inspector, *args):
         number = remember(inspector, *args)
-        remember(inspector, b"{}", None, 422, REJECTED, "", False)
+        remember(inspector, Webhook(), REJECTED, 422, False)
         return number
 
     monkeypatch.setattr(Inspector, "remember", remember_two)

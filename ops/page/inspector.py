@@ -14,8 +14,8 @@ from config import Config
 from ops.page.advice import TOO_LARGE
 from ops.page.changes import changes, in_reading_order, subject
 from relay import signature
-from relay.message import Message
 from relay.outcomes import Outcome
+from relay.webhook import Webhook
 from translate import NotAnObject, Undeliverable, parse
 
 KEPT = 100  # webhooks
@@ -59,25 +59,34 @@ class Inspector:
         # A page that is open while the relay restarts goes on: later numbers are higher.
         self._latest = int(time.time() * 1000)
 
-    def remember(
-        self, body: bytes, message: Message | None, status: int, outcome: Outcome, words: str, sample: bool
-    ) -> int:
+    def remember(self, webhook: Webhook, outcome: Outcome, status: int, sample: bool) -> int:
         """Remember a webhook and its answer; return its number. `sample`: it is from the page or the command."""
-        if message:
-            call = json.loads(message.json)
-            event, person = call["event"], call["userId"] or call["anonymousId"]
+        body, call = webhook.body, webhook.message.json if webhook.message else ""
+        if call:
+            message = json.loads(call)
+            event, person = message["event"], message["userId"] or message["anonymousId"]
         else:
             event, person = subject(_event(body), self._config)
         self._latest += 1
         number = self._latest
-        json_text = message.json if message else ""
-        names = event[:NAME], person[:NAME]
         self._webhooks.append(
-            Seen(number, time.time(), status, outcome, words, *names, len(body), body, json_text, sample)
+            Seen(
+                number=number,
+                at=time.time(),
+                status=status,
+                outcome=outcome,
+                words=webhook.words,
+                event=event[:NAME],
+                person=person[:NAME],
+                size=len(body),
+                body=body,
+                call=call,
+                sample=sample,
+            )
         )
         self._forget()
-        if message:
-            print(self._printed(message), flush=True)
+        if call:
+            print(self._printed(call), flush=True)
         return number
 
     def _forget(self) -> None:
@@ -90,11 +99,11 @@ class Inspector:
             webhook.body = webhook.body[:SHOWN]
             held += len(webhook.body)
 
-    def _printed(self, message: Message) -> str:
+    def _printed(self, call: str) -> str:
         if self._config.log_format == "json":
             at = datetime.now(UTC).isoformat(timespec="milliseconds")
-            return f'{{"time": "{at}", "level": "info", "message": "track call", "call": {message.json}}}'
-        return f"track call:\n{pretty(message.json)}"
+            return f'{{"time": "{at}", "level": "info", "message": "track call", "call": {call}}}'
+        return f"track call:\n{pretty(call)}"
 
     def after(self, number: int) -> list[dict[str, Any]]:
         """Return a summary of each webhook with a higher number, the oldest first."""
