@@ -29,7 +29,6 @@ class Mishap:
 MISHAPS = (
     Mishap("Segment is down for a minute", 60),
     Mishap("Segment is down for an hour", 3600),
-
     Mishap("one event that Segment can never take", poison=True, usual=400, relay=202),
     Mishap("a wrong signing key for ten minutes", 600, usual=401, relay=422),
     # systemd or Heroku's router holds the socket, so a restart of the relay refuses no connection.
