@@ -116,7 +116,7 @@ class Inspector:
         """Return what the page shows of an open webhook; long texts are cut."""
         texts = {part: self.text(webhook, part) for part in ("webhook", "call")}
         return {
-            "answer": f"Answered {webhook.status}. {_meaning(webhook)}",
+            "answer": f"Answered {webhook.status}. {TOO_LARGE if webhook.status == 413 else webhook.outcome.meaning}",
             "whole": webhook.whole,
             "changes": self._changes(webhook) if webhook.call else [],
         } | {
@@ -201,7 +201,3 @@ def _printing(body: bytes) -> str:
     if _printable(body):
         return f"printf %s {shlex.quote(body.decode())}"
     return f"printf %s {base64.b64encode(body).decode()} | base64 -d"
-
-
-def _meaning(webhook: Seen) -> str:
-    return TOO_LARGE if webhook.status == 413 else webhook.outcome.meaning

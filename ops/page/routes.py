@@ -193,7 +193,8 @@ def _values(config: Config, metrics: Metrics, started: float, reachable: bool) -
         delivered=f"The last was accepted {ago(now - last_real_delivery)}." if last_real_delivery else "",
     )
     outcomes = metrics.outcomes()
-    shown = [outcome for outcome in REASONS if outcomes[outcome] or outcome not in _unused(config)]
+    unused = (DELIVERED if config.dry_run else DRY_RUN).label, IGNORED.label
+    shown = [outcome for outcome in REASONS if outcomes[outcome] or outcome not in unused]
     return {
         "address": ADDRESS,
         "dry_run": config.dry_run,
@@ -213,10 +214,6 @@ def _values(config: Config, metrics: Metrics, started: float, reachable: bool) -
         "channels": samples.CHANNELS,
         "steps": advice.steps(config, seen),
     }
-
-
-def _unused(config: Config) -> tuple[str, ...]:
-    return (DELIVERED if config.dry_run else DRY_RUN).label, IGNORED.label
 
 
 def _at_home() -> bool:
