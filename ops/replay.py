@@ -14,7 +14,6 @@ from ops.found import Found, find
 from ops.rest import place_for_rest
 from ops.sending import Number, Sender
 from ops.timing import Timing, pass_timing
-from relay.delivery import fitting
 from relay.key_check import check_call
 from relay.message import Message, to_message
 from relay.outcomes import RetryLater
@@ -61,16 +60,9 @@ def replay(timing: Timing, file: TextIO, rate: float, failed: str | None) -> Non
         raise click.ClickException("DRY_RUN is on: nothing would be sent. `translate` shows what would be.")
     segment = SegmentClient(config.segment_write_key, config.segment_host, config.proxy, config.ca_bundle)
     check = to_message(check_call(config.event_prefix, config.event_names))
-    mapping = config.mapping()
     found, others = find(file.read())
-    failures: dict[Number, str] = {}
-    ready: list[tuple[Number, Message]] = []
     with place_for_rest(failed, file) if failed else nullcontext() as keep:  # before anything is sent
-        for position, item in enumerate(found):
-            try:
-                ready.append((position, message_of(item, mapping)))
-            except (Untranslatable, Unreadable) as error:
-                failures[position] = str(error)
+        ready, failures = messages_of(found, config.mapping())
         left = {position for position, _ in ready}
         stopped = ""
         # `update_min_steps=0` shows what it waits for, too.
@@ -80,16 +72,11 @@ def replay(timing: Timing, file: TextIO, rate: float, failed: str | None) -> Non
             bar.update(0, "")
             sender = Sender(segment, check, timing, say=lambda words: bar.update(0, words))
             try:
-                while ready:
-                    started = timing.now()
-                    count = fitting(message for _, message in ready)
-                    batch, ready = ready[:count], ready[count:]
-                    for number, reason in sender.send(batch):
-                        left.remove(number)
-                        if reason:
-                            failures[number] = reason
-                    bar.update(len(batch), "")
-                    timing.sleep(max(0.0, len(batch) / rate - (timing.now() - started)))
+                for position, reason in sender.send(ready, rate):
+                    left.remove(position)
+                    if reason:
+                        failures[position] = reason
+                    bar.update(1, "")
             except RetryLater as error:
                 stopped = f"Stopped: {error}. Nothing else would be taken either, so it was not tried."
         for position, reason in sorted(failures.items()):
@@ -109,6 +96,17 @@ def end(found: list[Found], failed: int) -> None:
         click.echo("There is no webhook and no dead letter in it.", err=True)
     if failed or not found:
         sys.exit(1)
+
+
+def messages_of(found: list[Found], mapping: dict[str, Any]) -> tuple[list[tuple[Number, Message]], dict[Number, str]]:
+    """Return the messages, each with the position of what it is made from, and why the others have none."""
+    messages, failures = [], {}
+    for position, item in enumerate(found):
+        try:
+            messages.append((position, message_of(item, mapping)))
+        except (Untranslatable, Unreadable) as error:
+            failures[position] = str(error)
+    return messages, failures
 
 
 class Unreadable(Exception):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from ops.timing import Timing
-from relay.delivery import parts
+from relay.delivery import MAX_BATCH, fitting, parts
 from relay.message import Message
 from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
 from relay.segment import SegmentClient
@@ -22,17 +22,28 @@ class Sender:
         self._say = say
         self._key_is_good = False  # Segment has taken an event
 
-    def send(self, batch: list[tuple[Number, Message]]) -> Iterator[tuple[Number, str]]:
-        """Upload a batch; yield each number with the reason why Segment did not take the message, "" if it did.
+    def send(self, messages: list[tuple[Number, Message]], rate: float) -> Iterator[tuple[Number, str]]:
+        """Upload all messages, `rate` a second at most.
 
-        Raise RetryLater if Segment would take nothing else either.
+        Yield each number with the reason why Segment did not take the message, "" if it did. Raise RetryLater if
+        Segment would take nothing else either.
         """
+        start = 0
+        while start < len(messages):
+            began = self._timing.now()
+            batch = messages[start : start + MAX_BATCH]
+            batch = batch[: fitting(message for _, message in batch)]
+            yield from self._send_batch(batch)
+            start += len(batch)
+            self._timing.sleep(max(0.0, len(batch) / rate - (self._timing.now() - began)))
+
+    def _send_batch(self, batch: list[tuple[Number, Message]]) -> Iterator[tuple[Number, str]]:
         try:
             self._upload([message for _, message in batch])
         except Rejected as error:
             if len(batch) > 1:
                 for part in parts(batch):
-                    yield from self.send(part)
+                    yield from self._send_batch(part)
                 return
             if not self._key_is_good and error.may_be_for_all:
                 self._check_key()
