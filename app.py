@@ -16,9 +16,9 @@ from config import Config
 from ops.watch import watch
 from relay.body import Bodies
 from relay.dead_letters import DeadLetters
-from relay.delivery import Delivery, Message
+from relay.delivery import Delivery
 from relay.key_check import KeyCheck, check_call
-from relay.message import to_message
+from relay.message import Message, to_message
 from relay.outcomes import DELIVERED, DRY_RUN, ENDS, REJECTED, Outcome, Rejected, RetryLater
 from relay.segment import SegmentClient
 from relay.signature import verify
@@ -58,8 +58,8 @@ def create_app(config: Config | None = None, shared: Shared | None = None) -> Fl
     mapping = config.mapping()
     segment = SegmentClient(config.segment_write_key, config.segment_host, config.proxy, config.ca_bundle)
     app = App(__name__, static_folder=None)
-    count_uploads = watch(app, config, shared)
-    delivery = Delivery(count_uploads(segment.upload), shared.pause)
+    metrics = watch(app, config, shared)
+    delivery = Delivery(metrics.count_uploads(segment.upload), shared.pause)
     # One messageId, so that Segment keeps one however many are sent.
     check_event = check_call(config.event_prefix, config.event_names)
     key_check = KeyCheck(lambda deadline: delivery.attempt([to_message(check_event)], deadline))

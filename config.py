@@ -97,7 +97,7 @@ def origin(text: str) -> str:
 
 
 def prefix(text: str) -> str:
-    _unquoted(text.strip())
+    unquoted(text.strip())
     if not text.isprintable():
         raise Invalid("has a control character in it, like a line break: set it again.")
     return text if text.strip() else ""
@@ -125,8 +125,10 @@ def dry_run(text: str) -> bool:
     return text.lower() == "force" or flag(text)
 
 
-def file(text: str) -> str:
-    return _unquoted(text)
+def unquoted(text: str) -> str:
+    if text and text[0] in QUOTES and text[-1] in QUOTES:
+        raise Invalid("has quotes around its value: set it without them.")
+    return text
 
 
 def number(least: int, most: int) -> Callable[[str], int]:
@@ -225,7 +227,7 @@ class Config:
         argument="echo",
     )
     dead_letter_file: str | None = _setting(
-        "DEAD_LETTER_FILE", "The file to append dead letters to. Without it they go to the log.", file, None
+        "DEAD_LETTER_FILE", "The file to append dead letters to. Without it they go to the log.", unquoted, None
     )
     allow_unsigned: bool = _setting(
         "ALLOW_UNSIGNED", "`1` runs without a signing key. Anybody can then send events.", flag, False
@@ -453,12 +455,6 @@ def _is_forced(env: Mapping[str, str]) -> bool:
 
 def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _unquoted(text: str) -> str:
-    if text and text[0] in QUOTES and text[-1] in QUOTES:
-        raise Invalid("has quotes around its value: set it without them.")
-    return text
 
 
 def _wrong_key(key: str) -> str | None:

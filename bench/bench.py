@@ -6,74 +6,16 @@ application. SECONDS is for each measurement, ROUNDS how often they are all repe
 docs/performance.md and docs/latency.svg.
 """
 
-import contextlib
-import math
 import os
 import resource
 import shutil
-import statistics
-import tempfile
 import traceback
-from collections import defaultdict
-from pathlib import Path
 
 import competitors
-from measure import LATENCY, Row, serving, write_events
+from measure import LATENCY
 from picture import picture
-from report import COMPARED_AT, LOADS, SLOW, introduction, tables, verdict
-
-ROUNDS = int(os.environ.get("ROUNDS") or 3)
-
-
-class Results:
-    """The rows of all rounds, by competitor and by what was measured: a load, "offered", a case of SLOW or "killed"."""
-
-    def __init__(self) -> None:
-        self.side_by_side = competitors.present()
-        self.competitors = self.side_by_side | competitors.CLIENTS
-        self.rows: dict[tuple[str, int | str], list[Row]] = defaultdict(list)
-
-    def measure(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            events = Path(folder, "events")
-            write_events(events)
-            for turn in range(ROUNDS):
-                print(f"Round {turn + 1} of {ROUNDS}", flush=True)
-                for name, client in competitors.CLIENTS.items():
-                    with serving(client, events) as server:
-                        self.rows[name, COMPARED_AT].append(server.load(COMPARED_AT))
-                        self.rows[name, "killed"].append(server.kill_under_load())
-                self.measure_in_turns(events)
-
-    def measure_in_turns(self, events: Path) -> None:
-        """Measure one thing of each competitor, then the next thing: the machine's load varies."""
-        with contextlib.ExitStack() as stack:
-            servers = {
-                name: stack.enter_context(serving(competitor, events)) for name, competitor in self.side_by_side.items()
-            }
-            for name, server in servers.items():
-                self.rows[name, "offered"].append(server.offer())
-            for case, (latency, at_once) in SLOW.items():
-                for name, server in servers.items():
-                    if self.side_by_side[name].waits:
-                        self.rows[name, case].append(server.offer_slow(latency, at_once))
-            for connections in LOADS:
-                for name, server in servers.items():
-                    self.rows[name, connections].append(server.load(connections))
-            for name, server in servers.items():
-                self.rows[name, "killed"].append(server.kill_under_load())
-
-    def get(self, name: str, what: int | str, key: str) -> float:
-        """Return the median over the rounds, or NaN if it was never measured."""
-        return statistics.median([row[key] for row in self.rows[name, what]] or [math.nan])
-
-    def ratio(self, name: str, what: int | str, key: str) -> float:
-        """Return a number of a competitor relative to the relay's, the median over the rounds."""
-        rounds = zip(self.rows[name, what], self.rows["relay", what], strict=False)
-        return statistics.median([theirs[key] / (ours[key] or math.nan) for theirs, ours in rounds] or [math.nan])
-
-    def missing(self) -> float:
-        return sum(row.get("missing", 0) for (name, _), rows in self.rows.items() if name == "relay" for row in rows)
+from report import introduction, tables, verdict
+from results import LOADS, Results
 
 
 def main() -> None:
@@ -95,7 +37,7 @@ def main() -> None:
         failed = True
         traceback.print_exc()
         print("\nThe bench failed. What it measured until then (nan: nothing), written nowhere:")
-    text = "\n".join([verdict(results), introduction(results, ROUNDS, load), *tables(results)])
+    text = "\n".join([verdict(results), introduction(results, load), *tables(results)])
     print("\n" + text)
     if missing := results.missing():
         raise SystemExit(f"Segment doesn't have {missing:.0f} of the events that the relay acknowledged.")

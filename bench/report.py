@@ -4,21 +4,10 @@ import os
 import platform
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from competitors import HERE
-from measure import KILLED_AT, LATENCY, NO_LIMIT, OFFERED, SECONDS
-
-if TYPE_CHECKING:
-    from bench import Results
-
-LOADS = [1, 16, 64, 256, 512, 1024]  # connections
-COMPARED_AT = 512  # connections
-# A slow Segment: case -> ms, uploads at once.
-SLOW = {
-    "Segment 500 ms away": (500, NO_LIMIT),
-    "Segment 500 ms away, and taking at most 100 uploads at once": (500, 100),
-}
+from measure import KILLED_AT, LATENCY, OFFERED, SECONDS
+from results import COMPARED_AT, LOADS, ROUNDS, Results
 
 # Columns of the tables: title -> key of a Row, decimal places.
 CLOSED = {
@@ -41,10 +30,10 @@ SLOWLY = {
 }
 
 
-def verdict(results: "Results") -> str:
+def verdict(results: Results) -> str:
     """Return the title and the first paragraph: who is faster, by how much, and why one might still want the relay."""
     get = results.get
-    slow, limited = SLOW
+
     others = [name for name, other in results.side_by_side.items() if other.waits and name not in ("relay", "other")]
     rates = {name: results.ratio(name, COMPARED_AT, "rate") for name in others}
     groups = {
@@ -58,17 +47,17 @@ def verdict(results: "Results") -> str:
         listed([f"{name} {rate:.1f} times as many" for name, rate in rates.items()]) + ".",
         f"At {OFFERED:,} a second it keeps {get('relay', 'offered', 'cores'):.2f} cores busy;",
         listed([f"{name} {get(name, 'offered', 'cores'):.2f}" for name in others]) + ".",
-        "That is as much as Segment accepts from a workspace.",
+        "Segment accepts no more than that from a workspace.",
         "**Why one might still want it:** the others deliver what anybody sends, and one event that Segment rejects",
-        "stops their stream for a week (`make thirty` shows this and more).",
-        f"Sharing uploads also spares a slow Segment: 500 ms away, it has at most {get('relay', slow, 'at once'):,.0f}",
+        "stops their stream for a week (`make thirty` shows it).",
+        f"Sharing uploads also spares a slow Segment: 500 ms away, it has at most {get('relay', 'slow', 'at once'):,.0f}",
         "uploads of the relay at once,",
-        listed([f"{get(name, slow, 'at once'):,.0f} of {name}" for name in others]) + ".",
-        f"If it takes only 100 at once, it refuses {get('relay', limited, 'refused'):,.0f} of the relay's",
+        listed([f"{get(name, 'slow', 'at once'):,.0f} of {name}" for name in others]) + ".",
+        f"If it takes only 100 at once, it refuses {get('relay', 'slow and limited', 'refused'):,.0f} of the relay's",
         f"{OFFERED * SECONDS:,} webhooks,",
-        listed([f"{get(name, limited, 'refused'):,.0f} of {name}'s" for name in others]) + ".",
-        f"But sharing means waiting for one's turn: the median answer then takes {get('relay', slow, 'p50'):,.0f} ms,",
-        listed([f"{get(name, slow, 'p50'):,.0f} ms from {name}" for name in others]) + ".",
+        listed([f"{get(name, 'slow and limited', 'refused'):,.0f} of {name}'s" for name in others]) + ".",
+        f"But sharing means waiting: the median answer then takes {get('relay', 'slow', 'p50'):,.0f} ms,",
+        listed([f"{get(name, 'slow', 'p50'):,.0f} ms from {name}" for name in others]) + ".",
     )
     return "# Performance\n\n" + textwrap.fill(" ".join(sentences), 120, break_on_hyphens=False) + "\n"
 
@@ -78,7 +67,7 @@ def listed(words: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
-def introduction(results: "Results", rounds: int, load: float) -> str:
+def introduction(results: Results, load: float) -> str:
     info = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(": ")[1] for line in info if "model name" in line), "?")
     waiting = [f"- *{name}*: {competitor.what}" for name, competitor in results.competitors.items()]
@@ -89,7 +78,7 @@ def introduction(results: "Results", rounds: int, load: float) -> str:
             machine=f"{os.cpu_count()} cores ({cpu})",
             load=load,
             python=platform.python_version(),
-            rounds=rounds,
+            rounds=ROUNDS,
             seconds=SECONDS,
             latency=LATENCY,
             offered=OFFERED,
@@ -101,7 +90,7 @@ def introduction(results: "Results", rounds: int, load: float) -> str:
     )
 
 
-def tables(results: "Results") -> list[str]:
+def tables(results: Results) -> list[str]:
     get, waiting = results.get, [name for name, other in results.side_by_side.items() if other.waits]
     compared = []
     for name in results.competitors:
@@ -111,7 +100,7 @@ def tables(results: "Results") -> list[str]:
     loads = [
         [f"{name}: {title}", *(f"{get(name, load, key):,.{digits}f}" for load in LOADS)]
         for name in results.side_by_side
-        for title, (key, digits) in (CLOSED if name == "relay" else dict(list(CLOSED.items())[:4])).items()
+        for title, (key, digits) in (CLOSED if name == "relay" else dict(list(CLOSED.items())[:3])).items()
     ]
     lines = [
         f"{COMPARED_AT} connections:",
@@ -124,13 +113,13 @@ def tables(results: "Results") -> list[str]:
         "",
         *table(["", *OPEN], rows(results, list(results.side_by_side), "offered", OPEN)),
     ]
-    for case in SLOW:
-        title = f"{OFFERED:,} webhooks a second for {SECONDS} s, {case}:"
-        lines += [title, "", *table(["", *SLOWLY], rows(results, waiting, case, SLOWLY))]
-    return lines
+    limited = [f"{get(name, 'slow and limited', 'refused'):,.0f}" for name in waiting]
+    slowly = [[*row, refused] for row, refused in zip(rows(results, waiting, "slow", SLOWLY), limited, strict=True)]
+    title = f"{OFFERED:,} webhooks a second for {SECONDS} s, Segment 500 ms away:"
+    return [*lines, title, "", *table(["", *SLOWLY, "refused, if Segment takes 100 uploads at once"], slowly)]
 
 
-def rows(results: "Results", names: list[str], what: str, columns: dict[str, tuple[str, int]]) -> list[list[str]]:
+def rows(results: Results, names: list[str], what: str, columns: dict[str, tuple[str, int]]) -> list[list[str]]:
     return [
         [name, *(f"{results.get(name, what, key):,.{digits}f}" for key, digits in columns.values())] for name in names
     ]

@@ -2,22 +2,20 @@
 
 import os
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
-from config import MAPPING, Config
+from config import MAPPING
 from ops import settings
 from ops.found import Found, find
 from ops.rest import place_for_rest
 from ops.sending import Number, Sender
 from ops.timing import Timing, pass_timing
-from relay.delivery import Message, fitting
 from relay.key_check import check_call
-from relay.message import to_message
+from relay.message import Message, to_message
 from relay.outcomes import RetryLater
 from relay.segment import SegmentClient
 from translate import Untranslatable, parse, translate
@@ -29,17 +27,16 @@ FILE = click.argument("file", type=click.File(encoding="utf-8-sig", errors="surr
 @FILE
 def translate_file(file: TextIO) -> None:
     """Print the track calls for the webhooks or dead letters in FILE (- is standard input). Sends nothing."""
-    make_message = message_maker(settings.read(MAPPING))
+    mapping = settings.read(MAPPING).mapping()
     found, _ = find(file.read())
     failed = 0
     for item in found:
         try:
-            click.echo(message_of(item, make_message).json)
+            click.echo(message_of(item, mapping).json)
         except (Untranslatable, Unreadable) as error:
             failed += 1
             click.echo(f"{item.place}: {error}", err=True)
-    if failed or not found:
-        sys.exit(nothing_found(found))
+    end(found, failed)
 
 
 @click.command()
@@ -63,17 +60,10 @@ def replay(timing: Timing, file: TextIO, rate: float, failed: str | None) -> Non
         raise click.ClickException("DRY_RUN is on: nothing would be sent. `translate` shows what would be.")
     segment = SegmentClient(config.segment_write_key, config.segment_host, config.proxy, config.ca_bundle)
     check = to_message(check_call(config.event_prefix, config.event_names))
-    make_message = message_maker(config)
     found, others = find(file.read())
-    failures: dict[Number, str] = {}
-    ready: list[tuple[Number, Message]] = []
     with place_for_rest(failed, file) if failed else nullcontext() as keep:  # before anything is sent
-        for position, item in enumerate(found):
-            try:
-                ready.append((position, message_of(item, make_message)))
-            except (Untranslatable, Unreadable) as error:
-                failures[position] = str(error)
-        left = dict(ready)
+        ready, failures = messages_of(found, config.mapping())
+        left = {position for position, _ in ready}
         stopped = ""
         # `update_min_steps=0` shows what it waits for, too.
         with click.progressbar(
@@ -85,16 +75,11 @@ def replay(timing: Timing, file: TextIO, rate: float, failed: str | None) -> Non
         ) as bar:
             sender = Sender(segment, check, timing, say=lambda words: bar.update(0, words))
             try:
-                while ready:
-                    started = timing.now()
-                    count = fitting(message for _, message in ready)
-                    batch, ready = ready[:count], ready[count:]
-                    for number, reason in sender.send(batch):
-                        del left[number]
-                        if reason:
-                            failures[number] = reason
-                    bar.update(len(batch), "")
-                    timing.sleep(max(0.0, len(batch) / rate - (timing.now() - started)))
+                for position, reason in sender.send(ready, rate):
+                    left.remove(position)
+                    if reason:
+                        failures[position] = reason
+                    bar.update(1, "")
             except RetryLater as error:
                 stopped = f"Stopped: {error}. Nothing else would be taken either, so it was not tried."
         for position, reason in sorted(failures.items()):
@@ -105,28 +90,34 @@ def replay(timing: Timing, file: TextIO, rate: float, failed: str | None) -> Non
         if keep:
             keep(found[position].text for position in sorted(failures))
     click.echo(f"{len(found) - len(failures)} sent, {len(failures)} not sent, {others} other lines.")
-    if failures or not found:
-        sys.exit(nothing_found(found))
+    end(found, len(failures))
 
 
-def message_maker(config: Config) -> Callable[[bytes], Message]:
-    """Return the function that does with a webhook's body what the relay does."""
-    mapping = config.mapping()
-    return lambda body: to_message(translate(parse(body), received=datetime.now(UTC), **mapping))
-
-
-def nothing_found(found: list[Found]) -> int:
-    """Say so if there was nothing to do, and return the exit code of a failure."""
+def end(found: list[Found], failed: int) -> None:
+    """Exit with an error if something failed, or nothing was found."""
     if not found:
         click.echo("There is no webhook and no dead letter in it.", err=True)
-    return 1
+    if failed or not found:
+        sys.exit(1)
+
+
+def messages_of(found: list[Found], mapping: dict[str, Any]) -> tuple[list[tuple[Number, Message]], dict[Number, str]]:
+    """Return the messages, each with the position of what it is made from, and why the others have none."""
+    messages, failures = [], {}
+    for position, item in enumerate(found):
+        try:
+            messages.append((position, message_of(item, mapping)))
+        except (Untranslatable, Unreadable) as error:
+            failures[position] = str(error)
+    return messages, failures
 
 
 class Unreadable(Exception):
     """What is found in a file isn't a whole event."""
 
 
-def message_of(item: Found, make_message: Callable[[bytes], Message]) -> Message:
+def message_of(item: Found, mapping: dict[str, Any]) -> Message:
+    """Return the message that the relay makes of it; raise Untranslatable or Unreadable."""
     if item.problem:
         raise Unreadable(item.problem)
-    return make_message(item.body)
+    return to_message(translate(parse(item.body), received=datetime.now(UTC), **mapping))

@@ -29,9 +29,7 @@ def interpret(status: int, headers: Headers, body: bytes | None) -> None:
     if status >= 500 or status == 408 or status < 200:  # after a 1xx the answer is still to come
         raise TransientError(f"segment_{status}")
     if status in (400, 413):
-        if answer is None:
-            raise Rejected(status, by_segment=False)
-        raise Rejected(status)
+        raise Rejected(status, by_segment=answer is not None)
     if status in REDIRECTS and headers.get("Location") is not None:
         raise RetryLater("redirect")
     if status >= 400 and answer is None:

@@ -38,7 +38,7 @@ class Bodies:
             with gevent.Timeout(seconds, RetryLater("body.slow")):
                 self._read(request.stream, pieces)
             body = b"".join(pieces)
-            pieces[:] = [body]  # and not everything twice
+            pieces[:] = [body]  # don't hold everything twice
             if len(body) < expected:
                 raise RetryLater("body")
             yield body

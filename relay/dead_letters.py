@@ -4,10 +4,11 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from gevent.monkey import get_original
 
@@ -15,7 +16,9 @@ from relay.letter_file import append
 from relay.outcomes import RetryLater
 from translate import NotAnObject, Undeliverable, parse
 
-TICK = 0.005  # seconds between two looks at whether a letter is written
+T = TypeVar("T")
+
+TICK = 0.005  # seconds between two attempts, where waiting takes more than one
 WRITERS = 4  # threads of a worker that write to the file at one time; a hung disk holds no more
 
 # Characters of a letter in one of its parts. As JSON they take at most twice as many bytes.
@@ -27,8 +30,8 @@ class Log(Protocol):
 
     longest: int
 
-    def keep(self, lines: Iterable[bytes], deadline: float) -> None:
-        """Write all lines; raise OSError if there is no room for them by `deadline` (on the monotonic clock)."""
+    def put(self, line: bytes) -> None:
+        """Write a line whole; raise BlockingIOError if there is no room for it now, and another OSError if never."""
 
 
 class DeadLetters:
@@ -54,7 +57,8 @@ class DeadLetters:
                 self._append(self._path, letter.encode() + b"\n", deadline)
             else:
                 # Bypass the logger: LOG_LEVEL must not hide it.
-                self._log.keep(log_lines(letter, self._log.longest), deadline)
+                for each in log_lines(letter, self._log.longest):
+                    retry(partial(self._log.put, each), BlockingIOError, "dead_letter.unread", deadline)
         except OSError as error:
             raise RetryLater("dead_letter", f": {error.strerror}") from None
 
@@ -75,13 +79,13 @@ class DeadLetters:
             ended.append(error)
             self._free_writers.append(0)  # when it really ends, however long it hangs
 
-        first(self._free_writers, deadline)
+        retry(self._free_writers.popleft, IndexError, "dead_letter.slow", deadline)
         try:
             get_original("_thread", "start_new_thread")(write, ())
         except BaseException:
             self._free_writers.append(0)
             raise
-        error = first(ended, deadline)
+        error = retry(ended.popleft, IndexError, "dead_letter.slow", deadline)
         try:
             if error:
                 raise error
@@ -89,14 +93,14 @@ class DeadLetters:
             del error  # or it and its traceback would keep each other, and the letter, alive
 
 
-def first(items: deque[Any], deadline: float) -> Any:
-    """Take the first item as soon as there is one. Raise RetryLater if there is none by `deadline`."""
+def retry(attempt: Callable[[], T], on: type[Exception], reason: str, deadline: float) -> T:
+    """Return what `attempt` returns, tried again while it raises `on`. Raise RetryLater if it does at `deadline`."""
     while True:
         try:
-            return items.popleft()
-        except IndexError:
+            return attempt()
+        except on:
             if monotonic() >= deadline:
-                raise RetryLater("dead_letter.slow") from None
+                raise RetryLater(reason) from None
         time.sleep(TICK)
 
 

@@ -10,8 +10,9 @@ from contextlib import suppress
 from math import ceil
 from threading import Event, Lock, Thread
 from time import monotonic
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
+from relay.message import Message
 from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
 
 T = TypeVar("T")
@@ -28,13 +29,6 @@ LOST_AFTER = 10  # seconds; no upload takes half as long
 # in three rounds, for each of which Segment may take 0.6 s.
 PARTS = 10
 MAX_SPLITS = 10  # uploads of parts at once, in one worker, besides the others: a rejected key rejects them all
-
-
-class Message(NamedTuple):
-    """A track call as Segment gets it."""
-
-    id: str  # its messageId
-    json: str  # ASCII
 
 
 class Pause(Protocol):
@@ -64,13 +58,13 @@ class Pending:
 
 
 class Lane(Generic[T]):
-    """A queue, and at most so many uploads at once that empty it.
+    """A queue, and the uploads that empty it, a limited number at once.
 
     The lock guards the queue and the number of uploads, and is never held while anything waits.
     """
 
     def __init__(self, most: int, take: Callable[[deque[T]], list[Pending]], upload: Callable[[list[Pending]], None]):
-        """`take` removes the next batch from the queue, and `upload` sends it; an empty one means that none waits."""
+        """`take` removes the next batch from the queue, and `upload` sends it. An empty batch: nothing is queued."""
         self._most = most
         self._take = take
         self._upload = upload

@@ -68,9 +68,9 @@ def send(sock: socket.socket, data: bytes, deadline: float) -> None:
 
 
 class Incoming:
-    """What arrives on a connection, of which HTTPResponse reads: so many bytes, and for so long.
+    """The incoming side of a connection, for HTTPResponse to read: at most MAX_ANSWER bytes, until the deadline.
 
-    `buffer` has what was not asked for yet.
+    `buffer` has what arrived and was not read yet.
     """
 
     def __init__(self, sock: socket.socket, deadline: float):

@@ -6,6 +6,8 @@ import os
 import stat
 from time import monotonic
 
+from relay.outcomes import RetryLater
+
 NOT_REGULAR = "it is not a regular file"
 
 
@@ -29,14 +31,14 @@ def open_private(path: str) -> int:
 def append(path: str, content: bytes, deadline: float) -> None:
     """Append `content` as a line of its own and flush it to disk, or leave the file as it was and raise OSError.
 
-    After `deadline` nobody waits for it, and the event will come again: write nothing, and raise too.
+    After `deadline` nobody waits for it, and the event will come again: write nothing, and raise RetryLater.
     """
     # Opened anew each time, so that the file may be moved away at any moment.
     file = open_private(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)  # other workers append too
         if monotonic() >= deadline:
-            raise TimeoutError(errno.ETIMEDOUT, "the disk is too slow")
+            raise RetryLater("dead_letter.slow")
         size = os.fstat(file).st_size
         if size and os.pread(file, 1, size - 1) != b"\n":  # a worker was killed while it wrote
             content = b"\n" + content

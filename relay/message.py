@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 from segment.analytics.client import Client
 
-from relay.delivery import Message
 from translate import Undeliverable
 
 # Segment rejects an event above 32 KB. Its clients disagree on whether that is 32,768 or 32,000
@@ -40,6 +39,13 @@ NOT_STRICT = re.compile(r"NaN|Infinity|\\ud[89a-f]")
 
 # It sends nothing. A message doesn't have the write key in it: an upload does.
 _client = Client("unused", send=False)
+
+
+class Message(NamedTuple):
+    """A track call as Segment gets it."""
+
+    id: str  # its messageId
+    json: str  # ASCII
 
 
 class Part(NamedTuple):

@@ -54,6 +54,7 @@ class RetryLater(Ended):
         "busy": "too many large webhooks at once",
         "dead_letter": "the dead letter could not be kept{}",
         "dead_letter.slow": "the disk is too slow",
+        "dead_letter.unread": "the dead letter could not be kept: nobody reads the log",
         "not_set_up": "the relay has no signing key yet: set CUSTOMERIO_SIGNING_KEY",
         "internal": "the relay failed on it",
     } | {f"segment_{status}": f"Segment answered {status}" for status in range(100, 600)}

@@ -19,8 +19,9 @@ from segment.analytics.version import VERSION
 
 from relay import proxies
 from relay.answers import interpret
-from relay.delivery import MAX_SPLITS, MAX_UPLOADS, Message
+from relay.delivery import MAX_SPLITS, MAX_UPLOADS
 from relay.exchange import Incoming, TooLarge, connect, exchange, is_quiet, remaining, send
+from relay.message import Message
 from relay.outcomes import Rejected, RetryLater, TransientError
 
 # "Re-resolve at least every 24 hours" (Segment, HTTP Tracking API): its addresses change.

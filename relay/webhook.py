@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import g
 
-from relay.delivery import Message
+from relay.message import Message
 from relay.outcomes import Outcome
 
 

@@ -1,6 +1,5 @@
 """The log that all workers share: whole lines, text or JSON; repeated lines are rate-limited."""
 
-import errno
 import fcntl
 import json
 import logging
@@ -11,7 +10,7 @@ import stat
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -22,10 +21,9 @@ from gevent.monkey import get_original
 
 STDOUT, STDERR = 1, 2
 LINE = 4096  # bytes, the line break included: PIPE_BUF of Linux. Container runtimes cut lines from 8 KB on.
-TICK = 0.005  # seconds between two looks, where waiting takes more than one
 PRINTING = 1  # seconds to wait for whoever reads standard output
 REPEAT_AFTER = 10  # seconds
-KINDS = 10  # of words, for one reason
+KINDS = 10  # different messages that are counted apart, for one reason
 
 # As gunicorn's own lines look.
 TEXT = logging.Formatter("%(asctime)s [%(process)d] [%(levelname)s] %(message)s", "[%Y-%m-%d %H:%M:%S %z]")
@@ -95,26 +93,14 @@ class Stream:
             if self._offer(self.formatter.format(record).encode() + b"\n"):
                 self._dropped = 0
 
-    def keep(self, lines: Iterable[bytes], deadline: float) -> None:
-        """Write all these lines, waiting for room. Raise OSError if there is none by `deadline` (monotonic)."""
-        for line in lines:
-            while True:
-                try:
-                    self._put(line)
-                    break
-                except BlockingIOError:
-                    if monotonic() >= deadline:
-                        raise TimeoutError(errno.ETIMEDOUT, "nobody reads the log") from None
-                time.sleep(TICK)
-
     def _offer(self, line: bytes) -> bool:
         try:
-            self._put(line)
+            self.put(line)
         except OSError:  # no room; its reader is gone; a full disk
             return False
         return True
 
-    def _put(self, line: bytes) -> None:
+    def put(self, line: bytes) -> None:
         """Write a line. Raise BlockingIOError if it doesn't get in whole; then the next begins a line of its own."""
         data = b"\n" + line if self._cut else line
         written = self._write(data)
@@ -133,11 +119,17 @@ class Output:
     def write(self, text: str) -> None:
         if not text:  # print's `end`
             return
-        try:
-            self._stream.keep([text.encode(errors="backslashreplace")], monotonic() + self._patience)
-            self._patience = PRINTING
-        except OSError:
-            self._patience = 0  # until somebody reads again
+        deadline = monotonic() + self._patience
+        while True:
+            try:
+                self._stream.put(text.encode(errors="backslashreplace"))
+                self._patience = PRINTING
+                return
+            except OSError:  # no room; its reader is gone
+                if monotonic() >= deadline:
+                    self._patience = 0  # until somebody reads again
+                    return
+            time.sleep(0.01)
 
     def flush(self) -> None:
         """Do nothing: nothing is buffered."""

@@ -21,11 +21,8 @@ from relay.letter_file import open_private
 CONNECTIONS = 2000  # a worker
 FEWEST_CONNECTIONS = 100
 OTHER_FILES = 200  # uploads and their idle connections (50), dead letters, look-ups of names, and a worker's own
-
-
-def files(connections: int) -> int:
-    """Return how many files a worker with that many connections opens at most."""
-    return connections + OTHER_FILES
+WANTED_FILES = CONNECTIONS + OTHER_FILES
+NEEDED_FILES = FEWEST_CONNECTIONS + OTHER_FILES
 
 
 def connections() -> int:
@@ -36,22 +33,18 @@ def connections() -> int:
 def raise_file_limit() -> int:
     """Raise the usual limit, 1,024 open files, to what is needed where that's allowed. Return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = files(CONNECTIONS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < WANTED_FILES:
+        soft = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return wanted if soft == resource.RLIM_INFINITY else soft
+    return WANTED_FILES if soft == resource.RLIM_INFINITY else soft
 
 
 def open_files_problem() -> str | None:
     """Return what is wrong with the limit of open files, or None."""
     limit = raise_file_limit()
-    if limit >= files(FEWEST_CONNECTIONS):
+    if limit >= NEEDED_FILES:
         return None
-    return (
-        f"The limit of open files (ulimit -n) is {limit}. The relay needs {files(FEWEST_CONNECTIONS)}; "
-        f"{files(CONNECTIONS)} are better."
-    )
+    return f"The limit of open files (ulimit -n) is {limit}. The relay needs {NEEDED_FILES}; {WANTED_FILES} are better."
 
 
 def other_server_problem() -> str:

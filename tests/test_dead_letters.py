@@ -17,7 +17,9 @@ from conftest import ROOT, Client, InProcess, Relay, answers, environment, free_
 
 from ops.found import find
 from relay import dead_letters
-from relay.dead_letters import append, log_lines
+from relay.dead_letters import log_lines
+from relay.letter_file import append
+from relay.outcomes import RetryLater
 from server import log as logs
 
 CROWD = 64
@@ -114,7 +116,7 @@ def test_a_named_pipe_in_the_files_place_hangs_nobody_for_good(serve, segment, t
 
 def test_after_the_deadline_nothing_is_written_and_it_is_no_success(tmp_path):
     path = tmp_path / "letters"
-    with pytest.raises(OSError, match="too slow"):
+    with pytest.raises(RetryLater, match="too slow"):
         append(str(path), b"x\n", time.monotonic())
     assert path.read_bytes() == b""
 

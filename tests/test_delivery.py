@@ -9,15 +9,8 @@ import pytest
 from conftest import until
 
 from relay import delivery
-from relay.delivery import (
-    MAX_BATCH,
-    MAX_BATCH_BYTES,
-    MAX_UPLOADS,
-    Delivery,
-    Message,
-    fitting,
-    parts,
-)
+from relay.delivery import MAX_BATCH, MAX_BATCH_BYTES, MAX_UPLOADS, Delivery, fitting, parts
+from relay.message import Message
 from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
 from server.shared import MAX_PAUSE, Pause
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 from conftest import WRITE_KEY, InProcess, make_event
 
-from relay.delivery import Message
+from relay.message import Message
 from relay.outcomes import RetryLater
 from relay.segment import SegmentClient
 

@@ -14,7 +14,9 @@ from conftest import ROOT, SIGNING_KEY, WRITE_KEY, InProcess, make_event, sign, 
 from ops import samples
 from ops.monitor import metrics
 from ops.page import routes as page
-from relay.outcomes import RetryLater
+from ops.page.inspector import Inspector
+from relay.outcomes import REJECTED, RetryLater
+from relay.webhook import Webhook
 from server.shared import Shared
 from translate import kind, translate
 
@@ -761,6 +763,19 @@ def test_a_sample_goes_the_way_of_a_webhook_signed(dry):
     assert (answer["status"], answer["answer"]["status"]) == (200, "dry-run")
     row = listed(dry)[-1]
     assert (row["number"], row["person"], row["sample"]) == (answer["number"], "person-mine", True)
+
+
+def test_a_sample_is_found_by_its_number_whatever_comes_meanwhile(dry, monkeypatch):
+    remember = Inspector.remember
+
+    def remember_two(inspector, *args):
+        number = remember(inspector, *args)
+        remember(inspector, Webhook(), REJECTED, 422, False)
+        return number
+
+    monkeypatch.setattr(Inspector, "remember", remember_two)
+    number = dry.request("POST", "/sample", json.dumps(make_event("mine")).encode(), JSON).json()["number"]
+    assert "mine" in dry.get(f"/webhooks/{number}").json()["webhook"]["text"]
 
 
 def test_other_sites_send_no_samples(dry):

@@ -20,8 +20,7 @@ from segment.analytics import request as official
 from segment.analytics.client import Client
 
 from relay.answers import interpret
-from relay.delivery import Message
-from relay.message import to_message
+from relay.message import Message, to_message
 from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
 from relay.segment import IDLE_SECONDS, MAX_IDLE, RECONNECT_AFTER, SegmentClient
 from translate import translate

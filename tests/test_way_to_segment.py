@@ -22,7 +22,7 @@ from requests.utils import get_environ_proxies, select_proxy
 
 from config import Config, ConfigError
 from ops.__main__ import main
-from relay.delivery import Message
+from relay.message import Message
 from relay.outcomes import RetryLater, TransientError
 from relay.proxies import Proxy, parse, variable_for
 from relay.segment import SegmentClient

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from config import EU_HOST, SEGMENT_HOST, VERSION, Config
 from ops import samples
-from relay.delivery import Message
+from relay.message import Message
 from relay.outcomes import ACKNOWLEDGED, DEAD_LETTERED, DELIVERED, DRY_RUN, REASONS, RETRIED, UNAUTHORIZED
 from server.shared import WORKER_COLUMNS, Shared
 from translate import Undeliverable, kind
@@ -37,7 +37,7 @@ AGE_SECONDS = (1, 5, 15, 60, 300, 900, 3_600, 4 * 3_600, 24 * 3_600, 3 * 24 * 3_
 
 MINUTES = 60  # of the chart
 
-DOCUMENTED = frozenset(samples.EVENTS.values())
+DOCUMENTED = dict.fromkeys(samples.EVENTS.values())  # in an order that all workers share: each has a column
 OTHER = ("other", "other")
 
 
@@ -172,28 +172,17 @@ class Metrics:
         for pair, column in self._events.items():
             events.add_metric(pair, self._total(column))
         yield events
-        for name, help_text, histogram in (
-            (
-                "relay_acknowledge_seconds",
-                "From a webhook's arrival to its answer; Customer.io gives up after 4 s.",
-                self._answer_seconds,
-            ),
-            (
-                "relay_event_age_seconds",
-                "From an event to its delivery: how far behind Customer.io's queue is.",
-                self._age_seconds,
-            ),
-            ("relay_upload_seconds", "How long uploads to Segment take.", self._upload_seconds),
-            ("relay_upload_events", "How many events an upload carries.", self._upload_events),
-        ):
-            yield self._family(name, help_text, histogram)
-        uploads = GaugeMetricFamily("relay_uploads_in_progress", "Uploads that Segment has not answered yet.")
-        uploads.add_metric([], self._total(self._uploads))
-        yield uploads
+        answers = "From a webhook's arrival to its answer; Customer.io gives up after 4 s."
+        yield self._family("relay_acknowledge_seconds", answers, self._answer_seconds)
+        ages = "From an event to its delivery: how far behind Customer.io's queue is."
+        yield self._family("relay_event_age_seconds", ages, self._age_seconds)
+        yield self._family("relay_upload_seconds", "How long uploads to Segment take.", self._upload_seconds)
+        yield self._family("relay_upload_events", "How many events an upload carries.", self._upload_events)
+        in_progress = self._total(self._uploads)
+        yield GaugeMetricFamily("relay_uploads_in_progress", "Uploads that Segment has not answered yet.", in_progress)
         if last := self.last_delivered():
-            delivered = GaugeMetricFamily("relay_last_delivered_timestamp_seconds", "When an event was last delivered.")
-            delivered.add_metric([], last)
-            yield delivered
+            delivered = "When an event was last delivered."
+            yield GaugeMetricFamily("relay_last_delivered_timestamp_seconds", delivered, last)
         retries = GaugeMetricFamily(
             "relay_last_retry_timestamp_seconds", "When a 503 was last answered, by reason.", labels=["reason"]
         )

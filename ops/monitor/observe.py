@@ -34,9 +34,8 @@ def observe(app: Flask, config: Config, metrics: Metrics, inspector: Inspector) 
                 count(webhook, outcome)
             with suppress(Exception):  # nor may the page
                 if config.dry_run:
-                    inspector.remember(
-                        webhook.body, webhook.message, status, outcome, webhook.words, is_sample(webhook)
-                    )
+                    number = inspector.remember(webhook, outcome, status, is_sample(webhook))
+                    request.environ.get("relay.sample", {})["number"] = number  # for the page that sent it
         failed = is_webhook and outcome not in (DELIVERED, DRY_RUN, IGNORED)
         elsewhere = status in (404, 405)  # perhaps a webhook with a wrong address
         if webhook.error or failed or elsewhere:

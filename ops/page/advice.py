@@ -212,7 +212,7 @@ def _last_step(dry_run: bool, delivered: str) -> Step:
 def is_private(host: str) -> bool:
     """Return whether Customer.io can't reach this name or address: localhost, or one of a local network.
 
-    No name at all may be anybody's: a browser takes more for a name than the relay does.
+    A missing name counts as reachable: browsers take some names that the relay can't read.
     """
     if not host:
         return False

@@ -14,8 +14,8 @@ from config import Config
 from ops.page.advice import TOO_LARGE
 from ops.page.changes import changes, in_reading_order, subject
 from relay import signature
-from relay.delivery import Message
 from relay.outcomes import Outcome
+from relay.webhook import Webhook
 from translate import NotAnObject, Undeliverable, parse
 
 KEPT = 100  # webhooks
@@ -57,26 +57,37 @@ class Inspector:
         self._config = config
         self._webhooks: deque[Seen] = deque(maxlen=KEPT)
         # A page that is open while the relay restarts goes on: later numbers are higher.
-        self.latest = int(time.time() * 1000)
+        self._latest = int(time.time() * 1000)
 
-    def remember(
-        self, body: bytes, message: Message | None, status: int, outcome: Outcome, words: str, sample: bool
-    ) -> None:
-        """Remember a webhook and its answer. `sample` says that it is one, from the page or from the command."""
-        if message:
-            call = json.loads(message.json)
-            event, person = call["event"], call["userId"] or call["anonymousId"]
+    def remember(self, webhook: Webhook, outcome: Outcome, status: int, sample: bool) -> int:
+        """Remember a webhook and its answer; return its number. `sample`: it is from the page or the command."""
+        body, call = webhook.body, webhook.message.json if webhook.message else ""
+        if call:
+            message = json.loads(call)
+            event, person = message["event"], message["userId"] or message["anonymousId"]
         else:
             event, person = subject(_event(body), self._config)
-        self.latest += 1
-        json_text = message.json if message else ""
-        names = event[:NAME], person[:NAME]
+        self._latest += 1
+        number = self._latest
         self._webhooks.append(
-            Seen(self.latest, time.time(), status, outcome, words, *names, len(body), body, json_text, sample)
+            Seen(
+                number=number,
+                at=time.time(),
+                status=status,
+                outcome=outcome,
+                words=webhook.words,
+                event=event[:NAME],
+                person=person[:NAME],
+                size=len(body),
+                body=body,
+                call=call,
+                sample=sample,
+            )
         )
         self._forget()
-        if message:
-            print(f"{self._printed(message)}\n", end="", flush=True)  # in one piece
+        if call:
+            print(f"{self._printed(call)}\n", end="", flush=True)  # in one piece
+        return number
 
     def _forget(self) -> None:
         """Keep only the beginning of old webhooks if all of them are too much."""
@@ -88,11 +99,11 @@ class Inspector:
             webhook.body = webhook.body[:SHOWN]
             held += len(webhook.body)
 
-    def _printed(self, message: Message) -> str:
+    def _printed(self, call: str) -> str:
         if self._config.log_format == "json":
             at = datetime.now(UTC).isoformat(timespec="milliseconds")
-            return f'{{"time": "{at}", "level": "info", "message": "track call", "call": {message.json}}}'
-        return f"track call:\n{pretty(message.json)}"
+            return f'{{"time": "{at}", "level": "info", "message": "track call", "call": {call}}}'
+        return f"track call:\n{pretty(call)}"
 
     def after(self, number: int) -> list[dict[str, Any]]:
         """Return a summary of each webhook with a higher number, the oldest first."""
@@ -105,7 +116,7 @@ class Inspector:
         """Return what the page shows of an open webhook; long texts are cut."""
         texts = {part: self.text(webhook, part) for part in ("webhook", "call")}
         return {
-            "answer": f"Answered {webhook.status}. {_meaning(webhook)}",
+            "answer": f"Answered {webhook.status}. {TOO_LARGE if webhook.status == 413 else webhook.outcome.meaning}",
             "whole": webhook.whole,
             "changes": self._changes(webhook) if webhook.call else [],
         } | {
@@ -190,7 +201,3 @@ def _printing(body: bytes) -> str:
     if _printable(body):
         return f"printf %s {shlex.quote(body.decode())}"
     return f"printf %s {base64.b64encode(body).decode()} | base64 -d"
-
-
-def _meaning(webhook: Seen) -> str:
-    return TOO_LARGE if webhook.status == 413 else webhook.outcome.meaning

@@ -160,11 +160,12 @@ def _add_inspector(pages: Blueprint, config: Config, inspector: Inspector) -> No
         request.max_content_length = MAX_BODY
         body = request.get_data()
         headers = signature.sign(body, str(int(time.time())), config.signing_keys[0]) if config.signing_keys else {}
+        seen: dict[str, int] = {}  # observe() fills in its number
         # Through the real route, as if it came from outside.
         answer = current_app.test_client().post(
-            "/webhook", data=body, headers=headers, environ_overrides={"relay.sample": True}
+            "/webhook", data=body, headers=headers, environ_overrides={"relay.sample": seen}
         )
-        return {"status": answer.status_code, "answer": answer.get_json(), "number": inspector.latest}
+        return {"status": answer.status_code, "answer": answer.get_json(), **seen}
 
 
 def _health(metrics: Metrics) -> advice.Health:
@@ -192,7 +193,8 @@ def _values(config: Config, metrics: Metrics, started: float, reachable: bool) -
         delivered=f"The last was accepted {ago(now - last_real_delivery)}." if last_real_delivery else "",
     )
     outcomes = metrics.outcomes()
-    shown = [outcome for outcome in REASONS if outcomes[outcome] or outcome not in _unused(config)]
+    unused = (DELIVERED if config.dry_run else DRY_RUN).label, IGNORED.label
+    shown = [outcome for outcome in REASONS if outcomes[outcome] or outcome not in unused]
     return {
         "address": ADDRESS,
         "dry_run": config.dry_run,
@@ -212,10 +214,6 @@ def _values(config: Config, metrics: Metrics, started: float, reachable: bool) -
         "channels": samples.CHANNELS,
         "steps": advice.steps(config, seen),
     }
-
-
-def _unused(config: Config) -> tuple[str, ...]:
-    return (DELIVERED if config.dry_run else DRY_RUN).label, IGNORED.label
 
 
 def _at_home() -> bool:
