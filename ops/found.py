@@ -16,6 +16,9 @@ PART = re.compile(
 )
 BETWEEN = re.compile(r"[ \t\r,]*")  # items on the same line
 WITHIN = re.compile(r"\s*[,}\]]")  # what follows an object that is within another one
+# A line of a container's log on a node of Kubernetes, and whether the next one of its stream continues it (P).
+# CRI-O cuts lines of any length, when several are written at once.
+ON_A_NODE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T\S+ (stdout|stderr) ([PF]) ")
 OBJECT = re.compile(r'[\s\[]*\{\s*"')  # how one begins, or an array of them; a log's own "[1]" or "{web}" doesn't
 
 # Take an event with a raw control character in a string.
@@ -63,9 +66,25 @@ def find(text: str) -> tuple[list[Found], int]:
     Webhooks and dead letters may be one a line, pretty-printed, or the items of a JSON array. Parts of
     a letter may be anywhere, in any order, and more than once.
     """
-    items, others = _items(text)
+    items, others = _items(_uncut(text))
     letters = _put_together(item for item in items if isinstance(item, Part))
     return sorted([*(item for item in items if isinstance(item, Found)), *letters], key=lambda item: item.line), others
+
+
+def _uncut(text: str) -> str:
+    """Return a log with whole lines where a node of Kubernetes has pieces; other pieces become empty lines."""
+    lines = text.split("\n")
+    begun: dict[str, int] = {}  # stream -> where its line begins
+    for number, line in enumerate(lines):
+        if not (piece := ON_A_NODE.match(line)):
+            continue
+        stream, tag = piece.groups()
+        if (first := begun.pop(stream, None)) is not None:
+            lines[first] += line[piece.end() :]
+            lines[number] = ""
+        if tag == "P":
+            begun[stream] = number if first is None else first
+    return "\n".join(lines)
 
 
 def _items(text: str) -> tuple[list[Found | Part], int]:

@@ -32,7 +32,7 @@ def interpret(status: int, headers: Headers, body: bytes | None) -> None:
         raise Rejected(status, by_segment=answer is not None)
     if status in REDIRECTS and headers.get("Location") is not None:
         raise RetryLater("redirect")
-    if status >= 400 and answer is None:
+    if status == 407 or (status >= 400 and answer is None):  # only a proxy asks for a proxy's login
         raise RetryLater("not_segment")
     if status in (401, 403):
         raise RetryLater("write_key", f" ({status})")

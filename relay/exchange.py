@@ -6,20 +6,28 @@ It uses the standard library alone, which gevent makes wait for others under gun
 import fcntl
 import re
 import socket
-import ssl
 import termios
 import time
 from contextlib import suppress
 from http.client import HTTPMessage, HTTPResponse, IncompleteRead
 from time import monotonic
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 CONNECT_SECONDS = 1.0  # for each of Segment's addresses, so that the next one is tried within the deadline
 
 # Segment's answers have a few hundred bytes. http.client alone would take a line and a hundred headers of 64 KiB each.
 MAX_ANSWER = 65_536  # bytes, from the first status line to the last trailer
 READ = 16_384  # bytes at a time
-LENGTH = re.compile("[0-9]+")  # str.isdigit would take superscripts, too
+LENGTH = re.compile("[0-9]{1,18}")  # str.isdigit would take superscripts, too; http.client ignores too many digits
+
+
+class Socket(Protocol):
+    """What this needs of a socket; tls.py has it, too."""
+
+    def fileno(self) -> int: ...
+    def settimeout(self, seconds: float, /) -> None: ...
+    def send(self, data: memoryview, /) -> int: ...
+    def recv(self, size: int, /) -> bytes: ...
 
 
 class Answer(NamedTuple):
@@ -59,8 +67,8 @@ def connect(host: str, port: int, deadline: float) -> socket.socket:
     raise ConnectionError("no address takes a connection")
 
 
-def send(sock: socket.socket, data: bytes, deadline: float) -> None:
-    """Send all of it; raise TimeoutError after the deadline. (TLS's own sendall restarts its timeout for each part.)"""
+def send(sock: Socket, data: bytes, deadline: float) -> None:
+    """Send all of it; raise TimeoutError after the deadline."""
     rest = memoryview(data)
     while rest:
         sock.settimeout(remaining(deadline))
@@ -73,7 +81,7 @@ class Incoming:
     `buffer` has what arrived and was not read yet.
     """
 
-    def __init__(self, sock: socket.socket, deadline: float):
+    def __init__(self, sock: Socket, deadline: float):
         self._sock = sock
         self._deadline = deadline
         self._room = MAX_ANSWER
@@ -88,6 +96,8 @@ class Incoming:
         return self._take(end or limit)
 
     def read(self, size: int) -> bytes:
+        if size < 0:
+            raise ValueError("a chunk has a negative size")
         while len(self.buffer) < size and self._receive():
             pass
         return self._take(size)
@@ -117,7 +127,7 @@ class Incoming:
         pass
 
 
-def exchange(sock: socket.socket, request: bytes, deadline: float) -> Answer:
+def exchange(sock: Socket, request: bytes, deadline: float) -> Answer:
     """Send a request and return its answer.
 
     Raise TimeoutError if it isn't complete by the deadline, TooLarge if its head is, and OSError, HTTPException or
@@ -132,6 +142,8 @@ def exchange(sock: socket.socket, request: bytes, deadline: float) -> Answer:
     lengths = set(response.headers.get_all("Content-Length", ()))
     if len(lengths) > 1 or not all(map(LENGTH.fullmatch, lengths)):  # http.client takes the first, or none
         raise ConnectionError("the answer's length contradicts itself")
+    if response.headers.defects:  # http.client ignores what follows a line that isn't a header
+        raise ConnectionError("the answer's head is broken")
     body: bytes | None = b""
     try:
         while part := response.read(MAX_ANSWER):
@@ -143,24 +155,25 @@ def exchange(sock: socket.socket, request: bytes, deadline: float) -> Answer:
             raise IncompleteRead(b"")
     # A second answer may have arrived with the first.
     reusable = response.version == 11 and not response.will_close and not incoming.buffer
-    reusable = reusable and not (response.chunked and lengths)  # RFC 9112, 6.1: others may see another end
+    # RFC 9112, 6.1: others may see another end.
+    reusable = reusable and not (lengths and "Transfer-Encoding" in response.headers)
     return Answer(response.status, response.headers, body, reusable)
 
 
-def not_received(sock: socket.socket) -> bool:
+def not_received(sock: Socket) -> bool:
     """Return whether the other side answered before all of the upload had arrived there."""
     with suppress(OSError):  # not a system that tells
         return any(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
     return False
 
 
-def is_quiet(sock: socket.socket) -> bool:
+def is_quiet(sock: Socket) -> bool:
     """Return whether nothing is left to read on the connection, not even its end."""
     sock.settimeout(0)
     try:
         sock.recv(1)  # what TLS has already read counts, too
-    except (BlockingIOError, ssl.SSLWantReadError):
+    except BlockingIOError:
         return True
-    except OSError:
+    except (OSError, TooLarge):
         pass
     return False

@@ -23,6 +23,7 @@ from relay.delivery import MAX_SPLITS, MAX_UPLOADS
 from relay.exchange import Incoming, TooLarge, connect, exchange, is_quiet, remaining, send
 from relay.message import Message
 from relay.outcomes import Rejected, RetryLater, TransientError
+from relay.tls import Tls
 
 # "Re-resolve at least every 24 hours" (Segment, HTTP Tracking API): its addresses change.
 RECONNECT_AFTER = 3_600  # seconds
@@ -37,7 +38,7 @@ MAX_IDLE = MAX_UPLOADS + MAX_SPLITS  # as many as may be in use
 class Connection:
     """A connection that carries one upload at a time."""
 
-    def __init__(self, sock: socket.socket):
+    def __init__(self, sock: socket.socket | Tls):
         self.sock = sock
         self.opened = self.idle_since = monotonic()
 
@@ -140,20 +141,18 @@ class SegmentClient:
                 self._idle.popleft().sock.close()
 
     def _open(self, deadline: float) -> Connection:
-        # gevent's sockets restart the timeout at each step of a TLS handshake, and nothing else ends a look-up. Where
-        # nothing is patched the handshake has one timeout, and the look-up can't be ended.
+        # For the look-up of the name, which nothing else ends; where nothing is patched it can't be ended.
         with gevent.Timeout(remaining(deadline), TimeoutError):
             sock = connect(*(self._proxy[:2] if self._proxy else (self._host, self._port)), deadline)
             try:
-                if self._tls:
-                    if self._proxy:
-                        self._ask_for_tunnel(sock, deadline)
-                    sock.settimeout(remaining(deadline))
-                    sock = self._tls.wrap_socket(sock, server_hostname=self._host)
+                if not self._tls:
+                    return Connection(sock)
+                if self._proxy:
+                    self._ask_for_tunnel(sock, deadline)
+                return Connection(Tls(sock, self._tls, self._host, deadline))
             except BaseException:
                 sock.close()
                 raise
-        return Connection(sock)
 
     def _ask_for_tunnel(self, sock: socket.socket, deadline: float) -> None:
         end = f"{f'[{self._host}]' if ':' in self._host else self._host}:{self._port}"

@@ -158,7 +158,11 @@ ANSWERS = {  # what follows "HTTP/1.1 ". Of whole answers, test_segment_client.p
     "two lengths, the other first": b'200 OK\r\nContent-Length: 18\r\nContent-Length: 17\r\n\r\n{"success": true} ',
     "a length below none": b'200 OK\r\nContent-Length: -1\r\n\r\n{"success": true}',
     "a length in other digits": b'200 OK\r\nContent-Length: \xb9\xb3\r\n\r\n{"success": true}',
+    "a length of too many digits": b"200 OK\r\nContent-Length: " + b"9" * 5_000 + b'\r\n\r\n{"success": true}',
+    "a length behind a blank": b'200 OK\r\nContent-Length : 18\r\n\r\n{"success": true}',
+    "a length behind what is no header": b'200 OK\r\nX\r\nContent-Length: 18\r\n\r\n{"success": true}',
     "a length that is no number": b'200 OK\r\nContent-Length: x\r\n\r\n{"success": true}',
+    "a negative chunk": b'200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-7\r\n{"success": true}\r\n\r\n0\r\n\r\n',
     "chunks that end early": b'200 OK\r\nTransfer-Encoding: chunked\r\n\r\n11\r\n{"success": true}\r\n',
 }
 
@@ -190,14 +194,18 @@ def test_200_to_a_success(scripted, answer):
     assert client_of(scripted(script)).post(make_event()).status_code == 200
 
 
-def test_a_connection_is_not_used_again_after_an_answer_whose_end_is_in_doubt(scripted):
+DOUBTFUL = {
+    "chunks and a length": b'chunked\r\n\r\n11\r\n{"success": true}\r\n0\r\n\r\n',
+    "another encoding and a length": b'xchunked\r\n\r\n{"success": true}',
+}
+
+
+@pytest.mark.parametrize("answer", DOUBTFUL.values(), ids=DOUBTFUL.keys())
+def test_a_connection_is_not_used_again_after_an_answer_whose_end_is_in_doubt(scripted, answer):
     def script(connection, number):
         for _ in range(2):
             take(connection)
-            connection.sendall(
-                b"HTTP/1.1 200 OK\r\nContent-Length: 17\r\nTransfer-Encoding: chunked\r\n\r\n"
-                b'11\r\n{"success": true}\r\n0\r\n\r\n'
-            )
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 17\r\nTransfer-Encoding: " + answer)
 
     server = scripted(script)
     client = client_of(server)

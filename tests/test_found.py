@@ -179,6 +179,13 @@ def parts(event, **more):
     return [line.decode().rstrip("\n") for line in log_lines(text(letter(event, **more)), 4096)]
 
 
+def on_a_node(lines, size):
+    """Return lines as a node of Kubernetes keeps them, in pieces of `size` characters."""
+    pieces = [[line[start : start + size] for start in range(0, len(line), size)] for line in lines]
+    tagged = [(tag, piece) for line in pieces for tag, piece in zip("P" * (len(line) - 1) + "F", line, strict=True)]
+    return [f"2026-11-25T00:00:00.123456789+00:00 stderr {tag} {piece}" for tag, piece in tagged]
+
+
 A, B = parts(LONG), parts(LONGER)
 LATER = parts(LONG, at="2026-11-24T00:00:00+00:00")
 SEVERAL = {  # lines -> events, or what is wrong with them
@@ -195,6 +202,13 @@ SEVERAL = {  # lines -> events, or what is wrong with them
     "with Windows' line ends": ([f"{part}\r" for part in A], [LONG]),
     "without spaces": ([text(json.loads(part), separators=(",", ":")) for part in B], [LONGER]),
     "in Docker's json-file": ([text({"log": part + "\n", "stream": "stderr", "time": ""}) for part in A], [LONG]),
+    "on a node of Kubernetes": (on_a_node(A, 5_000), [LONG]),
+    "in pieces there": (on_a_node([*A, *B], 700), [LONG, LONGER]),
+    "in pieces, with others of another stream between them": (
+        [line for piece in on_a_node(A, 1_500) for line in (piece, "2026-11-25T00:00:00.1Z stdout P x")],
+        [LONG],
+    ),
+    "a piece is missing": (on_a_node(A, 700)[1:], [MISSING]),
     "one is missing": (A[1:], [MISSING]),
     "one is torn": ([A[0][:500], *A[1:]], [MISSING]),
     "one is torn, and the next letter stands behind it": ([*A[1:], A[0][:500] + text(letter(EVENT))], [MISSING, EVENT]),

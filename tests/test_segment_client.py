@@ -321,6 +321,7 @@ ANSWERS = {  # status, headers, body -> exception, what it says, its code, its R
     "403 and nothing": (403, {}, b"", RetryLater, NOT_SEGMENT, "not_segment", 1),
     "404 and a page": (404, {}, PAGE, RetryLater, NOT_SEGMENT, "not_segment", 1),
     "407 and a page": (407, {}, PAGE, RetryLater, NOT_SEGMENT, "not_segment", 1),
+    "407 in JSON": (407, {}, b"{}", RetryLater, NOT_SEGMENT, "not_segment", 1),  # a proxy's, in whatever form
     "408 and a page": (408, {}, PAGE, TransientError, "Segment answered 408", "segment_408", 1),
     "429 and a page": (429, {}, PAGE, RateLimited, LIMITED, "rate_limited", 1),
     "502 and a page": (502, {}, PAGE, TransientError, "Segment answered 502", "segment_502", 1),

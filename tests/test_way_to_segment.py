@@ -4,8 +4,10 @@ import contextlib
 import datetime
 import ipaddress
 import os
+import socket
 import ssl
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -428,3 +430,44 @@ def test_an_endless_answer_gives_turns_to_others(start, segment):
         for attacker in attackers:
             attacker.result()
     assert all(answer.seconds < 4 for answer in answers)
+
+
+HELLO_REQUESTS = b"\x16\x03\x03\x40\x00" + bytes(16_384)  # a TLS record with 4,096 of them, which clients ignore
+
+
+@pytest.fixture
+def greeter():
+    """The address of a server whose TLS handshake neither ends nor pauses."""
+
+    def greet(connection):
+        end = time.monotonic() + 20
+        with connection, contextlib.suppress(OSError):
+            while time.monotonic() < end:
+                connection.sendall(HELLO_REQUESTS * 100)
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=greet, args=server.accept()[:1], daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as server:
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        yield f"https://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+@pytest.mark.gunicorn
+def test_an_endless_handshake_holds_up_nobody(start, greeter):
+    relay = start(None, SEGMENT_HOST=greeter)
+    workers = set(relay.workers())
+    for count in (64, 1):
+        answers = relay.post_all([make_event(number) for number in range(count)])
+        assert {(answer.status_code, answer.json()["reason"]) for answer in answers} == {(503, NOT_SEGMENT)}
+    assert set(relay.workers()) == workers  # none was stuck, and replaced
+
+
+def test_an_endless_handshake_ends_in_the_commands_too(greeter):
+    with pytest.raises(RetryLater, match="what answered is not Segment"):
+        SegmentClient(WRITE_KEY, greeter).upload([MESSAGE], 5)
