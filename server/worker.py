@@ -98,8 +98,10 @@ class Worker(GeventWorker):
         req.should_close = lambda: (
             must_close or unread(body) or not (sock.worth_keeping or monotonic() - sock.opened < STRANGER)
         )
-        if not req.path.startswith(os.environ.get("SCRIPT_NAME", "")):
-            req.headers.append(("SCRIPT_NAME", ""))  # for gunicorn; it would have no answer at all
+        if script_name := os.environ.get("SCRIPT_NAME", "").rstrip("/"):
+            # For gunicorn: it has no answer to a path without it, and takes /web for the beginning of /webhook.
+            below = req.path.startswith(f"{script_name}/")
+            req.headers.append(("SCRIPT_NAME", script_name if below else ""))
         if isinstance(body.reader, ChunkedReader):
             body.reader.limit_trailer_section = MAX_HEAD
         sock.yield_if_pipelined()
