@@ -18,7 +18,7 @@ from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
 from relay.outcomes import ENDS, NotHttp, RetryLater
-from server.connection import MAX_HEAD, Connection
+from server.connection import FREE_HEAD, Connection
 from server.log import Repeats, stream
 from server.shared import WORKER_COLUMNS, of_service
 
@@ -28,6 +28,10 @@ LINGER = 2  # seconds
 # How long to keep a connection that has not carried a genuine webhook: strangers could otherwise hold all of a
 # worker's connections. Proxies' health checks usually come more often.
 STRANGER = 5  # seconds
+# Strangers who come all at once would have new webhooks wait as long. Where a worker has more than this part of its
+# connections, they have one to two seconds, for the head too.
+CROWDED = 0.9
+STRANGER_IN_A_CROWD = 1  # seconds
 # How much longer for the rest of a request's head, if some of it has come by then.
 LAST_CALL = 2  # seconds
 
@@ -59,6 +63,11 @@ class Worker(GeventWorker):
         self.cfg.set("keepalive", self.cfg.keepalive or STRANGER)  # with 0, gunicorn waits for a request without end
         super().init_process()
 
+    def init_signals(self) -> None:
+        super().init_signals()
+        for number in (signal.SIGHUP, signal.SIGUSR2):  # for the arbiter; `pkill -HUP gunicorn` would end the workers
+            signal.signal(number, signal.SIG_IGN)
+
     def notify(self) -> None:
         """Tell the arbiter that this worker is alive; if the arbiter is gone, stop as on SIGTERM."""
         if self.ppid != (parent := os.getppid()):  # type: ignore[has-type]
@@ -68,6 +77,13 @@ class Worker(GeventWorker):
                 self.handle_exit(signal.SIGTERM, None)
         super().notify()
         stream().flush()
+        if len(self._connections) > CROWDED * self.worker_connections:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        for connection in list(self._expecting):
+            if not connection.worth_keeping and monotonic() - connection.opened > STRANGER_IN_A_CROWD:
+                connection.stop_reading(0)
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         greenlet = gevent.getcurrent()
@@ -103,7 +119,7 @@ class Worker(GeventWorker):
             below = req.path.startswith(f"{script_name}/")
             req.headers.append(("SCRIPT_NAME", script_name if below else ""))
         if isinstance(body.reader, ChunkedReader):
-            body.reader.limit_trailer_section = MAX_HEAD
+            body.reader.limit_trailer_section = body.reader.limit_chunk_size_line = FREE_HEAD
         sock.yield_if_pipelined()
         try:
             try:

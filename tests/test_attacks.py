@@ -16,8 +16,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT, environment, free_port, make_event, sign, until
-from harness import megabytes
+from conftest import ROOT, Relay, environment, free_port, make_event, sign, until
+from harness import APP, GUNICORN, megabytes
 
 from ops.found import find
 
@@ -227,6 +227,25 @@ def test_only_a_connection_that_has_carried_a_genuine_webhook_is_kept(relay):
         for name in kept:
             clients[name].sendall(webhook(name))
             assert status_on(clients[name]) == 200
+
+
+@pytest.mark.parametrize(("number", "ended"), [(50, False), (95, True)], ids=["few", "many"])
+def test_where_many_strangers_wait_they_make_room_soon(segment, number, ended):
+    few_files = ("sh", "-c", f'ulimit -n 300; exec {GUNICORN} "$0" "$@"')  # 100 connections
+    with (
+        Relay(environment(segment, {"WEB_CONCURRENCY": "1"}), (APP,), program=few_files) as relay,
+        contextlib.ExitStack() as stack,
+    ):
+        kept, slow, *strangers = (connect(stack, relay) for _ in range(2 + number))
+        kept.sendall(webhook("kept"))
+        assert status_on(kept) == 200
+        slow.sendall(webhook("slow")[:-1])
+        for stranger in strangers:
+            stranger.sendall(b"P")
+        assert status_on(slow) == 503  # after 3.5 s; alone they have five
+        assert set(map(at_its_end, strangers)) == {ended}
+        kept.sendall(webhook("kept"))
+        assert status_on(kept) == 200
 
 
 def test_a_relay_that_keeps_no_connection_does_not_wait_for_first_requests_without_end(start, segment):

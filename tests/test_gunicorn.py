@@ -442,6 +442,20 @@ def test_sigterm_answers_what_is_in_flight(start, segment):
     assert relay.process.wait(10) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2], ids=["HUP", "USR2"])
+def test_a_signal_for_the_arbiter_that_its_workers_get_too_ends_nobody(start, segment, number):
+    """As from `pkill -HUP gunicorn`, or a terminal that is closed."""
+    relay = start(segment)
+    posted = in_flight(relay, segment, 5)
+    workers = relay.workers()
+    for worker in workers:
+        os.kill(worker, number)
+    assert relay.get("/health").status_code == 200
+    segment.release()
+    assert statuses(future.result() for future in posted) == [200] * 5
+    assert relay.workers() == workers
+
+
 def test_sigterm_does_not_wait_for_idle_connections_nor_hang_up_on_them(start, segment):
     relay = start(segment)
     body = json.dumps(make_event("a")).encode()
@@ -661,13 +675,21 @@ def test_a_request_that_hangs_is_ended(monkeypatch):
         object.__new__(Worker).handle_request("", Request(), connection, "")
 
 
-@pytest.mark.parametrize(("number", "status"), [(10, 422), (15, 503)])
-def test_fields_after_a_body_are_bounded(relay, number, status):
-    fields = b"".join(b"X-%d: %s\r\n" % (n, b"y" * 5_000) for n in range(number))
+AFTER_A_BODY = {  # the end of a body in chunks -> the answer
+    "a field of 5 KB": (b"0\r\nX: " + b"y" * 5_000 + b"\r\n\r\n", 422),
+    "fields of 40 KB": (b"0\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 5_000) for n in range(8)) + b"\r\n", 503),
+    "words of 5 KB beside a length": (b"0;x=" + b"y" * 5_000 + b"\r\n\r\n", 422),
+    "words of 40 KB beside a length": (b"0;x=" + b"y" * 40_000, 503),  # before more of them comes
+}
+
+
+@pytest.mark.parametrize(("end", "status"), AFTER_A_BODY.values(), ids=AFTER_A_BODY.keys())
+def test_what_comes_with_chunks_is_bounded(relay, end, status):
     with socket.create_connection(("127.0.0.1", relay.port), timeout=10) as client:
-        client.sendall(b"POST /webhook HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-        client.sendall(b"2\r\n{}\r\n0\r\n" + fields + b"\r\n")
-        assert answer_on(client)[0] == status
+        client.sendall(b"POST /webhook HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n" + end)
+        answered, answer = answer_on(client)
+        assert answered == status
+        assert answer["reason"] != "it took too long"
 
 
 # What server/worker.py and gunicorn.conf.py lean on, besides documented settings and hooks. An upper bound in
@@ -675,10 +697,10 @@ def test_fields_after_a_body_are_bounded(relay, number, status):
 INTERNALS = {
     "the worker's steps": (
         GeventWorker,
-        "init_process notify handle timeout_ctx handle_request handle_error handle_exit".split(),
+        "init_process init_signals notify handle timeout_ctx handle_request handle_error handle_exit".split(),
     ),
     "the parser's errors": (gunicorn.http.errors, ["ParseException", "LimitRequestHeaders"]),
-    "the end of a body in chunks": (ChunkedReader, ["parse_trailers"]),
+    "a body in chunks": (ChunkedReader, ["parse_chunk_size", "parse_trailers"]),
     "what ends the arbiter": (gunicorn.errors, ["AppImportError"]),
     "the arbiter's workers": (Arbiter, ["WORKERS"]),
     "how many connections are accepted at a time": (StreamServer, ["max_accept"]),
