@@ -32,7 +32,7 @@ class Connection(socket):
         self._recvs = 0  # of the next request
         self._head_size = 0
         self._deadline: float | None = None  # for more of its head, on the monotonic clock
-        self._ended = 0.0  # when nothing more of it is read, if the worker stops
+        self.ended = 0.0  # when nothing more of it is read, if its end has come
         self.opened = monotonic()
         self.worth_keeping = False  # it has carried a webhook that is Customer.io's
 
@@ -64,7 +64,7 @@ class Connection(socket):
     def _read(self, *args: Any) -> bytes:
         data: bytes = super().recv(*args)
         # Some of a request came just when the connection was ended. From then on recv doesn't wait any more.
-        while not data and self._recvs and monotonic() < self._ended:
+        while not data and self._recvs and monotonic() < self.ended:
             gevent.sleep(0.01)
             data = super().recv(*args)
         return data
@@ -130,7 +130,7 @@ class Connection(socket):
 
     def stop_reading(self, seconds: float) -> None:
         """End the wait for a request: at once if nothing of it has come, otherwise after `seconds`."""
-        self._ended = monotonic() + seconds
+        self.ended = monotonic() + seconds
         # Shut down a duplicate: doing it to the socket itself makes gevent raise in the waiting reader.
         with suppress(OSError), socket(self.family, self.type, self.proto, os.dup(self.fileno())) as twin:
             twin.shutdown(SHUT_RD)

@@ -109,7 +109,8 @@ class Worker(GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> Any:
         # If a body is not read to its end, the answer closes the connection. gunicorn would read the rest,
         # however long.
-        must_close, body = self._keeps_none or req.should_close(), req.body  # not req: it would keep itself alive
+        must_close = self._keeps_none or bool(sock.ended) or req.should_close()
+        body = req.body  # not req: it would keep itself alive
         # A stranger's occasional requests would otherwise keep the connection for good.
         req.should_close = lambda: (
             must_close or unread(body) or not (sock.worth_keeping or monotonic() - sock.opened < STRANGER)

@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import requests
 from conftest import ROOT, Relay, environment, free_port, make_event, sign, until
 from harness import APP, GUNICORN, megabytes
 
@@ -43,9 +44,13 @@ def status_on(client):
 
 
 def all_answered_in_time(relay, number=10):
-    """Say whether honest webhooks are delivered before Customer.io gives up."""
-    answers = [relay.post(make_event(f"honest-{n}")) for n in range(number)]
-    return {answer.status_code for answer in answers} == {200} and all(answer.seconds < 4 for answer in answers)
+    """Say whether honest webhooks are delivered before Customer.io gives up. A busy machine has three attempts."""
+    for _ in range(3):
+        answers = [relay.post(make_event(f"honest-{n}")) for n in range(number)]
+        assert {answer.status_code for answer in answers} <= {200, 503}  # none costs an hour
+        if all(answer.status_code == 200 and answer.seconds < 4 for answer in answers):
+            return True
+    return False
 
 
 @pytest.mark.parametrize("strangers", ["chunks=4", "pages=50", "pipelines=10", "small=1400", "idle=2200", "heads=100"])
@@ -96,7 +101,12 @@ def test_after_a_flood_that_took_all_memory_webhooks_are_delivered_again(start, 
             with contextlib.suppress(OSError):
                 client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % (8 * MIB) + b"x" * (8 * MIB - 100_000))
     until(lambda: "MemoryError" in relay.log)
-    until(lambda: relay.post(make_event("after")).status_code == 200)
+
+    def delivered():
+        with contextlib.suppress(requests.ConnectionError):  # while there is no memory, not even for an answer
+            return relay.post(make_event("after")).status_code == 200
+
+    until(delivered, 30)
     assert all_answered_in_time(relay)
     assert relay.workers() == [pid]
 
