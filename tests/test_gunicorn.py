@@ -244,7 +244,22 @@ def test_a_lone_event_is_sent_at_once_and_alone(relay, segment):
 
 
 def post_while_all_uploads_are_out(relay, segment, events):
-    """Post webhooks that share the next uploads, since Segment holds as many as there may be; return their answers."""
+    """Post webhooks that share the next uploads, since Segment holds as many as there may be; return their answers.
+
+    All must have come before the first one's time is up: a busy machine has three attempts.
+    """
+    for _ in range(3):
+        for seen in (segment.requests, segment.uploads, segment.kept):
+            seen.clear()
+        fillers, answered = post_behind_fillers(relay, segment, events)
+        if 503 not in statuses(fillers + answered):
+            break
+    assert statuses(fillers) == [200] * MAX_UPLOADS
+    assert [len(upload) for upload in segment.uploads[:MAX_UPLOADS]] == [1] * MAX_UPLOADS
+    return answered
+
+
+def post_behind_fillers(relay, segment, events):
     (worker,) = relay.workers()
     segment.hold()
     with ThreadPoolExecutor(MAX_UPLOADS + len(events)) as pool:
@@ -254,12 +269,10 @@ def post_while_all_uploads_are_out(relay, segment, events):
             until(lambda: segment.busy == len(fillers))
         before = open_files(worker)
         posted = [pool.submit(relay.post, event) for event in events]
-        until(lambda: open_files(worker) >= before + len(events))
+        until(lambda: open_files(worker) >= before + len(events) or fillers[0].done())
         assert relay.get("/health").status_code == 200  # in line behind all of them
         segment.release()
-        assert statuses(future.result() for future in fillers) == [200] * MAX_UPLOADS
-        assert [len(upload) for upload in segment.uploads[:MAX_UPLOADS]] == [1] * MAX_UPLOADS
-        return [future.result() for future in posted]
+        return [future.result() for future in fillers], [future.result() for future in posted]
 
 
 def test_concurrent_webhooks_share_uploads(one_worker, segment):
@@ -337,7 +350,7 @@ ENDLESS = {"hang": [], "hang-after": ["event-hang-after"], "drip": []}  # what S
 def waited_for(shared_relay, shared_relay_of_one_worker):
     """Webhooks that wait long for Segment, all at the same time: their answers, by what Segment does.
 
-    "late" is a good answer after 2.9 s, "crowd" the answers to 150 webhooks of which Segment answers none.
+    "late" is a good answer after 2.2 s, "crowd" the answers to 150 webhooks of which Segment answers none.
     With them the faults of all uploads, and the events that Segment kept.
     """
     posted = {}
@@ -347,7 +360,7 @@ def waited_for(shared_relay, shared_relay_of_one_worker):
             posted[fault] = pool.submit(shared_relay.post, make_event(fault))
             until(lambda: len(segment.requests) == len(posted))
         segment.hold()
-        threading.Timer(2.9, segment.release).start()
+        threading.Timer(2.2, segment.release).start()
         posted["late"] = pool.submit(shared_relay.post, make_event("late"))
         until(lambda: len(segment.requests) == len(posted))
         segment.fault = "hang"
@@ -355,7 +368,7 @@ def waited_for(shared_relay, shared_relay_of_one_worker):
         answered = {"crowd": shared_relay_of_one_worker.post_all(crowd)}
         answered |= {fault: future.result() for fault, future in posted.items()}
         # No upload outlives its deadline. Of the connections that ended early, the fake notices the one that drips.
-        until(lambda: segment.open_connections == len(segment.requests) - 1)
+        until(lambda: segment.open_connections < len(segment.requests))
         return answered, [request["fault"] for request in segment.requests[: len(posted)]], segment.events()
 
 
@@ -375,7 +388,7 @@ def test_503_in_time_when_segment_does_not_answer(waited_for, fault, kept):
 def test_an_answer_that_takes_most_of_the_time_still_counts(waited_for):
     answered, faults, events = waited_for
     assert answered["late"].status_code == 200
-    assert answered["late"].seconds > 2.8
+    assert answered["late"].seconds > 2.1
     assert "event-late" in events
     assert faults == [*ENDLESS, None]
 
@@ -392,15 +405,15 @@ def test_waiting_for_an_upload_is_within_the_deadline(waited_for, one_worker):
 
 def test_a_rate_limit_is_kept_by_all_workers(start, segment):
     relay = start(segment, WEB_CONCURRENCY="3")
-    segment.faults.append("429:4")
+    segment.faults.append("429:5")
     assert relay.post(make_event("a")).status_code == 503
     answered = relay.post_all([make_event(number) for number in range(12)])
     assert statuses(answered) == [503] * 12
     assert {answer.json()["reason"] for answer in answered} == {"Segment is limiting the rate"}
-    assert {answer.headers["Retry-After"] for answer in answered} <= {"1", "2", "3", "4"}
+    assert {answer.headers["Retry-After"] for answer in answered} <= set("12345")
     until(lambda: relay.post(make_event("a")).status_code == 200)
     first, second = segment.requests[:2]
-    assert second["at"] - first["at"] >= 4
+    assert second["at"] - first["at"] >= 5
 
 
 def test_a_rate_limit_is_kept_for_five_seconds_at_most(segment):
