@@ -107,6 +107,7 @@ class Worker(GeventWorker):
             connection.request_came()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> Any:
+        sock.count_fields(len(req.headers))
         # If a body is not read to its end, the answer closes the connection. gunicorn would read the rest,
         # however long.
         must_close = self._keeps_none or bool(sock.ended) or req.should_close()

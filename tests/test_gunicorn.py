@@ -658,6 +658,7 @@ class Request:
     """A request as gunicorn parses it, read to its end."""
 
     path = "/webhook"
+    headers = ()
     body = SimpleNamespace(failed=False, reader=SimpleNamespace(length=0))
 
     def should_close(self):
@@ -667,7 +668,9 @@ class Request:
 def test_a_request_is_freed_once_it_is_answered(monkeypatch):
     """Kept alive by itself it would stay, with its body, until the garbage collector comes by: 13 MB under load."""
     monkeypatch.setattr("server.worker.GeventWorker.handle_request", lambda *_: None)
-    connection = SimpleNamespace(yield_if_pipelined=lambda: None, flush=lambda: None, worth_keeping=True, ended=0)
+    connection = SimpleNamespace(
+        yield_if_pipelined=lambda: None, flush=lambda: None, count_fields=lambda _: None, worth_keeping=True, ended=0
+    )
     request = Request()
     gone = weakref.ref(request)
     object.__new__(Worker).handle_request("", request, connection, "")
@@ -683,7 +686,9 @@ def test_a_request_is_freed_once_it_is_answered(monkeypatch):
 def test_a_request_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr("server.worker.GeventWorker.handle_request", lambda *_: gevent.sleep(60))
     monkeypatch.setattr("server.worker.LONGEST", 0.01)
-    connection = SimpleNamespace(yield_if_pipelined=lambda: None, flush=lambda: None, worth_keeping=True, ended=0)
+    connection = SimpleNamespace(
+        yield_if_pipelined=lambda: None, flush=lambda: None, count_fields=lambda _: None, worth_keeping=True, ended=0
+    )
     with pytest.raises(RuntimeError, match="it hangs"):  # which gets a 503
         object.__new__(Worker).handle_request("", Request(), connection, "")
 
