@@ -15,6 +15,7 @@ from relay.outcomes import RetryLater
 MAX_HEAD = 64 * 1024  # bytes, from a request's first line to its last field
 FREE_HEAD = 8 * 1024  # bytes; what is above that counts towards MAX_HEADS, which is for a whole worker
 MAX_HEADS = 16 * 1024 * 1024  # bytes; gunicorn keeps each of them twice
+FIELD = 128  # bytes that each field counts for besides; as objects it takes about twice as many
 MAX_READ = 64 * 1024  # bytes; gunicorn would read a megabyte of a body ahead
 HEAD_SECONDS = 5  # from its first byte to its last; Customer.io gives up after 4
 SEND_SECONDS = 3  # for a client to make room for our answer
@@ -32,7 +33,7 @@ class Connection(socket):
         self._recvs = 0  # of the next request
         self._head_size = 0
         self._deadline: float | None = None  # for more of its head, on the monotonic clock
-        self._ended = 0.0  # when nothing more of it is read, if the worker stops
+        self.ended = 0.0  # when nothing more of it is read, if its end has come
         self.opened = monotonic()
         self.worth_keeping = False  # it has carried a webhook that is Customer.io's
 
@@ -64,7 +65,7 @@ class Connection(socket):
     def _read(self, *args: Any) -> bytes:
         data: bytes = super().recv(*args)
         # Some of a request came just when the connection was ended. From then on recv doesn't wait any more.
-        while not data and self._recvs and monotonic() < self._ended:
+        while not data and self._recvs and monotonic() < self.ended:
             gevent.sleep(0.01)
             data = super().recv(*args)
         return data
@@ -82,12 +83,19 @@ class Connection(socket):
             self.settimeout(None)
         if not self._recvs:
             self._deadline = monotonic() + HEAD_SECONDS
+        self._hold_head(len(data))
+        return data
+
+    def count_fields(self, number: int) -> None:
+        """Count what the fields of a head that has come take beside their bytes."""
+        self._hold_head(number * FIELD)
+
+    def _hold_head(self, size: int) -> None:
         before = max(self._head_size - FREE_HEAD, 0)
-        self._head_size += len(data)
+        self._head_size += size
         Connection._heads += max(self._head_size - FREE_HEAD, 0) - before
         if Connection._heads > MAX_HEADS and self._head_size > FREE_HEAD:
             raise RetryLater("busy")
-        return data
 
     def yield_if_pipelined(self) -> None:
         """Let the others go first if this request was pipelined behind the previous one."""
@@ -130,7 +138,7 @@ class Connection(socket):
 
     def stop_reading(self, seconds: float) -> None:
         """End the wait for a request: at once if nothing of it has come, otherwise after `seconds`."""
-        self._ended = monotonic() + seconds
+        self.ended = monotonic() + seconds
         # Shut down a duplicate: doing it to the socket itself makes gevent raise in the waiting reader.
         with suppress(OSError), socket(self.family, self.type, self.proto, os.dup(self.fileno())) as twin:
             twin.shutdown(SHUT_RD)

@@ -19,7 +19,7 @@ from gunicorn.http.errors import ParseException
 from gunicorn.workers.ggevent import GeventWorker
 
 from relay.outcomes import ENDS, NotHttp, RetryLater
-from server.connection import MAX_HEAD, Connection
+from server.connection import FREE_HEAD, Connection
 from server.log import Output, Repeats, stream
 from server.shared import WORKER_COLUMNS, of_service
 
@@ -29,6 +29,10 @@ LINGER = 2  # seconds
 # How long to keep a connection that has not carried a genuine webhook: strangers could otherwise hold all of a
 # worker's connections. Proxies' health checks usually come more often.
 STRANGER = 5  # seconds
+# Strangers who come all at once would have new webhooks wait as long. Where a worker has more than this part of its
+# connections, they have one to two seconds, for the head too.
+CROWDED = 0.9
+STRANGER_IN_A_CROWD = 1  # seconds
 # How much longer for the rest of a request's head, if some of it has come by then.
 LAST_CALL = 2  # seconds
 
@@ -62,6 +66,11 @@ class Worker(GeventWorker):
         self.cfg.set("keepalive", self.cfg.keepalive or STRANGER)  # with 0, gunicorn waits for a request without end
         super().init_process()
 
+    def init_signals(self) -> None:
+        super().init_signals()
+        for number in (signal.SIGHUP, signal.SIGUSR2):  # for the arbiter; `pkill -HUP gunicorn` would end the workers
+            signal.signal(number, signal.SIG_IGN)
+
     def notify(self) -> None:
         """Tell the arbiter that this worker is alive; if the arbiter is gone, stop as on SIGTERM."""
         if self.ppid != (parent := os.getppid()):  # type: ignore[has-type]
@@ -71,6 +80,13 @@ class Worker(GeventWorker):
                 self.handle_exit(signal.SIGTERM, None)
         super().notify()
         stream().flush()
+        if len(self._connections) > CROWDED * self.worker_connections:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        for connection in list(self._expecting):
+            if not connection.worth_keeping and monotonic() - connection.opened > STRANGER_IN_A_CROWD:
+                connection.stop_reading(0)
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         greenlet = gevent.getcurrent()
@@ -94,17 +110,21 @@ class Worker(GeventWorker):
             connection.request_came()
 
     def handle_request(self, listener_name: Any, req: Any, sock: Connection, addr: Any) -> Any:
+        sock.count_fields(len(req.headers))
         # If a body is not read to its end, the answer closes the connection. gunicorn would read the rest,
         # however long.
-        must_close, body = self._keeps_none or req.should_close(), req.body  # not req: it would keep itself alive
+        must_close = self._keeps_none or bool(sock.ended) or req.should_close()
+        body = req.body  # not req: it would keep itself alive
         # A stranger's occasional requests would otherwise keep the connection for good.
         req.should_close = lambda: (
             must_close or unread(body) or not (sock.worth_keeping or monotonic() - sock.opened < STRANGER)
         )
-        if not req.path.startswith(os.environ.get("SCRIPT_NAME", "")):
-            req.headers.append(("SCRIPT_NAME", ""))  # for gunicorn; it would have no answer at all
+        if script_name := os.environ.get("SCRIPT_NAME", "").rstrip("/"):
+            # For gunicorn: it has no answer to a path without it, and takes /web for the beginning of /webhook.
+            below = req.path.startswith(f"{script_name}/")
+            req.headers.append(("SCRIPT_NAME", script_name if below else ""))
         if isinstance(body.reader, ChunkedReader):
-            body.reader.limit_trailer_section = MAX_HEAD
+            body.reader.limit_trailer_section = body.reader.limit_chunk_size_line = FREE_HEAD
         sock.yield_if_pipelined()
         try:
             try:

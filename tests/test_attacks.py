@@ -16,8 +16,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import ROOT, environment, free_port, make_event, sign, until
-from harness import megabytes
+import requests
+from conftest import ROOT, Relay, environment, free_port, make_event, sign, until
+from harness import APP, GUNICORN, megabytes
 
 from ops.found import find
 
@@ -42,10 +43,14 @@ def status_on(client):
         return answer.status
 
 
-def honest_ones_are_delivered(relay, number=10):
-    """Say whether webhooks are delivered before Customer.io gives up. On a busy machine one may come again."""
-    answers = [relay.post(make_event(f"honest-{n}")) for n in range(number)]
-    return sum(answer.status_code == 200 and answer.seconds < 4 for answer in answers) >= number - 1
+def all_answered_in_time(relay, number=10):
+    """Say whether honest webhooks are delivered before Customer.io gives up. A busy machine has three attempts."""
+    for _ in range(3):
+        answers = [relay.post(make_event(f"honest-{n}")) for n in range(number)]
+        assert {answer.status_code for answer in answers} <= {200, 503}  # none costs an hour
+        if all(answer.status_code == 200 and answer.seconds < 4 for answer in answers):
+            return True
+    return False
 
 
 @pytest.mark.parametrize("strangers", ["chunks=4", "pages=50", "pipelines=10", "small=1400", "idle=2200", "heads=100"])
@@ -55,7 +60,7 @@ def test_strangers_do_not_hold_up_webhooks(start, segment, strangers):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as attack:
         assert attack.stdout.readline() == b"started\n"
         try:
-            assert honest_ones_are_delivered(relay)
+            assert all_answered_in_time(relay)
         finally:
             attack.kill()
     assert "CRITICAL" not in relay.log  # no worker was stuck, and replaced
@@ -92,7 +97,7 @@ def test_bodies_at_one_time_are_bounded(start, segment):
             with contextlib.suppress(OSError):  # told 503, and cut
                 client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % (8 * MIB) + b"x" * (8 * MIB - 100_000))
         until(lambda: relay.counted("retried", "busy") > 0)
-        assert honest_ones_are_delivered(relay, 3)
+        assert all_answered_in_time(relay, 3)
     until(lambda: relay.post(b"x" * 8 * MIB, headers={}).status_code == 422)  # there is room again
 
 
@@ -109,8 +114,13 @@ def test_after_a_flood_that_took_all_memory_webhooks_are_delivered_again(start, 
             with contextlib.suppress(OSError):
                 client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % (8 * MIB) + b"x" * (8 * MIB - 100_000))
     until(lambda: "MemoryError" in relay.log)
-    until(lambda: relay.post(make_event("after")).status_code == 200)
-    assert honest_ones_are_delivered(relay)
+
+    def delivered():
+        with contextlib.suppress(requests.ConnectionError):  # while there is no memory, not even for an answer
+            return relay.post(make_event("after")).status_code == 200
+
+    until(delivered, 30)
+    assert all_answered_in_time(relay)
     assert relay.workers() == [pid]
 
 
@@ -242,6 +252,25 @@ def test_only_a_connection_that_has_carried_a_genuine_webhook_is_kept(relay):
             assert status_on(clients[name]) == 200
 
 
+@pytest.mark.parametrize(("number", "ended"), [(50, False), (95, True)], ids=["few", "many"])
+def test_where_many_strangers_wait_they_make_room_soon(segment, number, ended):
+    few_files = ("sh", "-c", f'ulimit -n 300; exec {GUNICORN} "$0" "$@"')  # 100 connections
+    with (
+        Relay(environment(segment, {"WEB_CONCURRENCY": "1"}), (APP,), program=few_files) as relay,
+        contextlib.ExitStack() as stack,
+    ):
+        kept, slow, *strangers = (connect(stack, relay) for _ in range(2 + number))
+        kept.sendall(webhook("kept"))
+        assert status_on(kept) == 200
+        slow.sendall(webhook("slow")[:-1])
+        for stranger in strangers:
+            stranger.sendall(b"P")
+        assert status_on(slow) == 503  # after 3.5 s; alone they have five
+        assert set(map(at_its_end, strangers)) == {ended}
+        kept.sendall(webhook("kept"))
+        assert status_on(kept) == 200
+
+
 def test_a_relay_that_keeps_no_connection_does_not_wait_for_first_requests_without_end(start, segment):
     relay = start(segment, options=["--keep-alive", "0"])
     with contextlib.ExitStack() as stack:
@@ -301,13 +330,24 @@ def test_the_heads_of_a_worker_are_bounded(start, segment):
         for _ in range(400):
             connect(stack, relay).sendall(HEAD + b"X: " + b"y" * 60_000)
         until(lambda: relay.counted("retried", "busy") > 0)
-        assert honest_ones_are_delivered(relay)
+        assert all_answered_in_time(relay)
     # Room again, for as many as before.
     with contextlib.ExitStack() as stack:
         clients = [connect(stack, relay) for _ in range(64)]
         for client in clients:
             client.sendall(HEAD + b"X: " + b"y" * 60_000 + b"\r\nContent-Length: 2\r\n\r\n{}")
         assert {status_on(client) for client in clients} == {422}
+
+
+def test_fields_count_for_more_than_their_bytes(start, segment):
+    """As objects, 190 short ones take 50 KB: 4,000 such heads took 700 MB."""
+    relay = start(segment, WEB_CONCURRENCY="1")
+    fields = b"".join(b"a%d: %s\r\n" % (number, b"b" * 33) for number in range(190))
+    with contextlib.ExitStack() as stack:
+        for _ in range(900):
+            connect(stack, relay).sendall(HEAD + fields + b"Content-Length: 9\r\n\r\n")
+        until(lambda: relay.counted("retried", "busy") > 0)
+        assert all_answered_in_time(relay)
 
 
 UNREAD = {
@@ -344,7 +384,7 @@ def test_dead_letters_that_wait_for_a_hung_disk_stop_nobody_else(start, segment,
         letters = [pool.submit(relay.post, make_event(number, metric=None)) for number in range(16)]
         segment.faults.extend(["close"] * 2)  # so that names are looked up again
         relay.post(make_event("first"))
-        assert honest_ones_are_delivered(relay, 5)
+        assert all_answered_in_time(relay, 5)
         answers = [letter.result() for letter in letters]
     assert {(answer.status_code, answer.json()["reason"]) for answer in answers} == {(503, "the disk is too slow")}
     assert all(answer.seconds < 4 for answer in answers)

@@ -244,7 +244,22 @@ def test_a_lone_event_is_sent_at_once_and_alone(relay, segment):
 
 
 def post_while_all_uploads_are_out(relay, segment, events):
-    """Post webhooks that share the next uploads, since Segment holds as many as there may be; return their answers."""
+    """Post webhooks that share the next uploads, since Segment holds as many as there may be; return their answers.
+
+    All must have come before the first one's time is up: a busy machine has three attempts.
+    """
+    for _ in range(3):
+        for seen in (segment.requests, segment.uploads, segment.kept):
+            seen.clear()
+        fillers, answered = post_behind_fillers(relay, segment, events)
+        if 503 not in statuses(fillers + answered):
+            break
+    assert statuses(fillers) == [200] * MAX_UPLOADS
+    assert [len(upload) for upload in segment.uploads[:MAX_UPLOADS]] == [1] * MAX_UPLOADS
+    return answered
+
+
+def post_behind_fillers(relay, segment, events):
     (worker,) = relay.workers()
     segment.hold()
     with ThreadPoolExecutor(MAX_UPLOADS + len(events)) as pool:
@@ -254,12 +269,10 @@ def post_while_all_uploads_are_out(relay, segment, events):
             until(lambda: segment.busy == len(fillers))
         before = open_files(worker)
         posted = [pool.submit(relay.post, event) for event in events]
-        until(lambda: open_files(worker) >= before + len(events))
+        until(lambda: open_files(worker) >= before + len(events) or fillers[0].done())
         assert relay.get("/health").status_code == 200  # in line behind all of them
         segment.release()
-        assert statuses(future.result() for future in fillers) == [200] * MAX_UPLOADS
-        assert [len(upload) for upload in segment.uploads[:MAX_UPLOADS]] == [1] * MAX_UPLOADS
-        return [future.result() for future in posted]
+        return [future.result() for future in fillers], [future.result() for future in posted]
 
 
 def test_concurrent_webhooks_share_uploads(one_worker, segment):
@@ -337,7 +350,7 @@ ENDLESS = {"hang": [], "hang-after": ["event-hang-after"], "drip": []}  # what S
 def waited_for(shared_relay, shared_relay_of_one_worker):
     """Webhooks that wait long for Segment, all at the same time: their answers, by what Segment does.
 
-    "late" is a good answer after 2.9 s, "crowd" the answers to 150 webhooks of which Segment answers none.
+    "late" is a good answer after 2.2 s, "crowd" the answers to 150 webhooks of which Segment answers none.
     With them the faults of all uploads, and the events that Segment kept.
     """
     posted = {}
@@ -347,7 +360,7 @@ def waited_for(shared_relay, shared_relay_of_one_worker):
             posted[fault] = pool.submit(shared_relay.post, make_event(fault))
             until(lambda: len(segment.requests) == len(posted))
         segment.hold()
-        threading.Timer(2.9, segment.release).start()
+        threading.Timer(2.2, segment.release).start()
         posted["late"] = pool.submit(shared_relay.post, make_event("late"))
         until(lambda: len(segment.requests) == len(posted))
         segment.fault = "hang"
@@ -355,7 +368,7 @@ def waited_for(shared_relay, shared_relay_of_one_worker):
         answered = {"crowd": shared_relay_of_one_worker.post_all(crowd)}
         answered |= {fault: future.result() for fault, future in posted.items()}
         # No upload outlives its deadline. Of the connections that ended early, the fake notices the one that drips.
-        until(lambda: segment.open_connections == len(segment.requests) - 1)
+        until(lambda: segment.open_connections < len(segment.requests))
         return answered, [request["fault"] for request in segment.requests[: len(posted)]], segment.events()
 
 
@@ -375,7 +388,7 @@ def test_503_in_time_when_segment_does_not_answer(waited_for, fault, kept):
 def test_an_answer_that_takes_most_of_the_time_still_counts(waited_for):
     answered, faults, events = waited_for
     assert answered["late"].status_code == 200
-    assert answered["late"].seconds > 2.8
+    assert answered["late"].seconds > 2.1
     assert "event-late" in events
     assert faults == [*ENDLESS, None]
 
@@ -392,15 +405,15 @@ def test_waiting_for_an_upload_is_within_the_deadline(waited_for, one_worker):
 
 def test_a_rate_limit_is_kept_by_all_workers(start, segment):
     relay = start(segment, WEB_CONCURRENCY="3")
-    segment.faults.append("429:2")
+    segment.faults.append("429:5")
     assert relay.post(make_event("a")).status_code == 503
-    answered = [relay.post(make_event(number)) for number in range(12)]
+    answered = relay.post_all([make_event(number) for number in range(12)])
     assert statuses(answered) == [503] * 12
     assert {answer.json()["reason"] for answer in answered} == {"Segment is limiting the rate"}
-    assert {answer.headers["Retry-After"] for answer in answered} <= {"1", "2"}
-    until(lambda: relay.post(make_event("a")).status_code == 200, 3)
+    assert {answer.headers["Retry-After"] for answer in answered} <= set("12345")
+    until(lambda: relay.post(make_event("a")).status_code == 200)
     first, second = segment.requests[:2]
-    assert second["at"] - first["at"] >= 2
+    assert second["at"] - first["at"] >= 5
 
 
 def test_a_rate_limit_is_kept_for_five_seconds_at_most(segment):
@@ -440,6 +453,20 @@ def test_sigterm_answers_what_is_in_flight(start, segment):
     segment.release()
     assert statuses(future.result() for future in posted) == [200] * 5
     assert relay.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2], ids=["HUP", "USR2"])
+def test_a_signal_for_the_arbiter_that_its_workers_get_too_ends_nobody(start, segment, number):
+    """As from `pkill -HUP gunicorn`, or a terminal that is closed."""
+    relay = start(segment)
+    posted = in_flight(relay, segment, 5)
+    workers = relay.workers()
+    for worker in workers:
+        os.kill(worker, number)
+    assert relay.get("/health").status_code == 200
+    segment.release()
+    assert statuses(future.result() for future in posted) == [200] * 5
+    assert relay.workers() == workers
 
 
 def test_sigterm_does_not_wait_for_idle_connections_nor_hang_up_on_them(start, segment):
@@ -631,6 +658,7 @@ class Request:
     """A request as gunicorn parses it, read to its end."""
 
     path = "/webhook"
+    headers = ()
     body = SimpleNamespace(failed=False, reader=SimpleNamespace(length=0))
 
     def should_close(self):
@@ -640,7 +668,9 @@ class Request:
 def test_a_request_is_freed_once_it_is_answered(monkeypatch):
     """Kept alive by itself it would stay, with its body, until the garbage collector comes by: 13 MB under load."""
     monkeypatch.setattr("server.worker.GeventWorker.handle_request", lambda *_: None)
-    connection = SimpleNamespace(yield_if_pipelined=lambda: None, flush=lambda: None, worth_keeping=True)
+    connection = SimpleNamespace(
+        yield_if_pipelined=lambda: None, flush=lambda: None, count_fields=lambda _: None, worth_keeping=True, ended=0
+    )
     request = Request()
     gone = weakref.ref(request)
     object.__new__(Worker).handle_request("", request, connection, "")
@@ -656,18 +686,28 @@ def test_a_request_is_freed_once_it_is_answered(monkeypatch):
 def test_a_request_that_hangs_is_ended(monkeypatch):
     monkeypatch.setattr("server.worker.GeventWorker.handle_request", lambda *_: gevent.sleep(60))
     monkeypatch.setattr("server.worker.LONGEST", 0.01)
-    connection = SimpleNamespace(yield_if_pipelined=lambda: None, flush=lambda: None, worth_keeping=True)
+    connection = SimpleNamespace(
+        yield_if_pipelined=lambda: None, flush=lambda: None, count_fields=lambda _: None, worth_keeping=True, ended=0
+    )
     with pytest.raises(RuntimeError, match="it hangs"):  # which gets a 503
         object.__new__(Worker).handle_request("", Request(), connection, "")
 
 
-@pytest.mark.parametrize(("number", "status"), [(10, 422), (15, 503)])
-def test_fields_after_a_body_are_bounded(relay, number, status):
-    fields = b"".join(b"X-%d: %s\r\n" % (n, b"y" * 5_000) for n in range(number))
+AFTER_A_BODY = {  # the end of a body in chunks -> the answer
+    "a field of 5 KB": (b"0\r\nX: " + b"y" * 5_000 + b"\r\n\r\n", 422),
+    "fields of 40 KB": (b"0\r\n" + b"".join(b"X-%d: %s\r\n" % (n, b"y" * 5_000) for n in range(8)) + b"\r\n", 503),
+    "words of 5 KB beside a length": (b"0;x=" + b"y" * 5_000 + b"\r\n\r\n", 422),
+    "words of 40 KB beside a length": (b"0;x=" + b"y" * 40_000, 503),  # before more of them comes
+}
+
+
+@pytest.mark.parametrize(("end", "status"), AFTER_A_BODY.values(), ids=AFTER_A_BODY.keys())
+def test_what_comes_with_chunks_is_bounded(relay, end, status):
     with socket.create_connection(("127.0.0.1", relay.port), timeout=10) as client:
-        client.sendall(b"POST /webhook HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-        client.sendall(b"2\r\n{}\r\n0\r\n" + fields + b"\r\n")
-        assert answer_on(client)[0] == status
+        client.sendall(b"POST /webhook HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n" + end)
+        answered, answer = answer_on(client)
+        assert answered == status
+        assert answer["reason"] != "it took too long"
 
 
 # What server/worker.py and gunicorn.conf.py lean on, besides documented settings and hooks. An upper bound in
@@ -675,10 +715,10 @@ def test_fields_after_a_body_are_bounded(relay, number, status):
 INTERNALS = {
     "the worker's steps": (
         GeventWorker,
-        "init_process notify handle timeout_ctx handle_request handle_error handle_exit".split(),
+        "init_process init_signals notify handle timeout_ctx handle_request handle_error handle_exit".split(),
     ),
     "the parser's errors": (gunicorn.http.errors, ["ParseException", "LimitRequestHeaders"]),
-    "the end of a body in chunks": (ChunkedReader, ["parse_trailers"]),
+    "a body in chunks": (ChunkedReader, ["parse_chunk_size", "parse_trailers"]),
     "what ends the arbiter": (gunicorn.errors, ["AppImportError"]),
     "the arbiter's workers": (Arbiter, ["WORKERS"]),
     "how many connections are accepted at a time": (StreamServer, ["max_accept"]),

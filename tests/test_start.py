@@ -195,7 +195,7 @@ def test_in_the_background_a_refusal_is_said_where_it_was_started(options, setti
     assert re.search(rf"The relay cannot start:(\n|\\n)  - .*{words}", done.stderr)
 
 
-@pytest.mark.parametrize("script_name", ["/relay", "/relay/", "/a/b", "relay", "/"])
+@pytest.mark.parametrize("script_name", ["/relay", "/relay/", "/a/b", "/web", "/webhook", "relay", "/"])
 def test_script_name_is_a_warning_and_costs_no_hour(start, segment, script_name):
     relay = start(segment, SCRIPT_NAME=script_name)
     prefix = script_name.rstrip("/")
