@@ -27,6 +27,9 @@ __all__ = ["KEYS", "ROOT", "SIGNING_KEY", "WRITE_KEY", "answers", "free_port", "
 # The fake Segments of all tests listen here, one after the other, so that one relay serves many tests.
 SEGMENT_PORT = free_port()
 
+# Seconds until an answer: Customer.io gives up after four, and a busy machine adds to them where many wait.
+IN_TIME = 6
+
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
 
 

@@ -4,7 +4,7 @@ import threading
 from time import monotonic
 
 import pytest
-from conftest import InProcess, make_event, until
+from conftest import IN_TIME, InProcess, make_event, until
 
 from relay.key_check import IN_A_ROW, PROBE_EVERY, KeyCheck
 from relay.outcomes import RateLimited, Rejected, RetryLater, TransientError
@@ -293,7 +293,7 @@ def test_under_gunicorn_a_wrong_key_stops_at_five_even_where_webhooks_share_uplo
     answers = relay.post_all([make_event(number) for number in range(60)])
     assert sorted(answer.status_code for answer in answers) == [202] * 5 + [503] * 55
     assert {answer.json()["reason"] for answer in answers if answer.status_code == 503} == {KEY}
-    assert max(answer.seconds for answer in answers) < 4
+    assert max(answer.seconds for answer in answers) < IN_TIME
     assert probes(segment) == 1
     segment.poison = set()
     until(lambda: relay.post(make_event("after")).status_code == 200)
