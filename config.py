@@ -378,8 +378,8 @@ def _missing(config: Config, env: Mapping[str, str], needs: Collection[str]) -> 
     missing: list[str] = []
     if config.dry_run:
         return missing
-    write_key = env.get("SEGMENT_WRITE_KEY", "").strip()
-    if "SEGMENT_WRITE_KEY" in needs and (not write_key or _is_no_key_yet(write_key)):
+    key = env.get("SEGMENT_WRITE_KEY", "").strip()
+    if "SEGMENT_WRITE_KEY" in needs and (not key or _is_no_key_yet(key)):
         missing.append(f"SEGMENT_WRITE_KEY is not set. In {KEY_PAGE}.")
     unsigned = not list(_listed(env.get("CUSTOMERIO_SIGNING_KEY", "")))
     if "CUSTOMERIO_SIGNING_KEY" in needs and unsigned and not config.allow_unsigned:

@@ -98,6 +98,8 @@ def pre_fork(server: Any, worker: Any) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     _shared.in_our_worker = isinstance(worker, Worker)
+    if _config.dry_run and sys.stdout:  # print() would hold up everybody while nobody reads
+        sys.stdout = logs.Output()
 
 
 bind = f"0.0.0.0:{_config.port}"

@@ -47,7 +47,7 @@ def verdict(results: Results) -> str:
         listed([f"{name} {rate:.1f} times as many" for name, rate in rates.items()]) + ".",
         f"At {OFFERED:,} a second it keeps {get('relay', 'offered', 'cores'):.2f} cores busy;",
         listed([f"{name} {get(name, 'offered', 'cores'):.2f}" for name in others]) + ".",
-        "Segment accepts no more than that from a workspace.",
+        "Segment accepts no more than 1,000 a second from a workspace.",
         "**Why one might still want it:** the others deliver what anybody sends, and one event that Segment rejects",
         "stops their stream for a week (`make thirty` shows it).",
         f"Sharing uploads also spares a slow Segment: 500 ms away, it has at most {get('relay', 'slow', 'at once'):,.0f}",

@@ -74,16 +74,20 @@ def find(text: str) -> tuple[list[Found], int]:
 def _uncut(text: str) -> str:
     """Return a log with whole lines where a node of Kubernetes has pieces; other pieces become empty lines."""
     lines = text.split("\n")
-    begun: dict[str, int] = {}  # stream -> where its line begins
+    begun: dict[str, tuple[int, list[str]]] = {}  # stream -> where its line begins, and its pieces
     for number, line in enumerate(lines):
         if not (piece := ON_A_NODE.match(line)):
             continue
         stream, tag = piece.groups()
-        if (first := begun.pop(stream, None)) is not None:
-            lines[first] += line[piece.end() :]
-            lines[number] = ""
+        first, pieces = begun.pop(stream, (number, [piece[0]]))
+        pieces.append(line[piece.end() :])
+        lines[number] = ""
         if tag == "P":
-            begun[stream] = number if first is None else first
+            begun[stream] = first, pieces
+        else:
+            lines[first] = "".join(pieces)
+    for first, pieces in begun.values():  # their ends are missing
+        lines[first] = "".join(pieces)
     return "\n".join(lines)
 
 

@@ -14,6 +14,8 @@ Number = int  # of a message in a replay: its position in the file
 
 
 class Sender:
+    """Sends messages to Segment, and sends again what may pass."""
+
     def __init__(self, segment: SegmentClient, check: Message, timing: Timing, say: Callable[[str], None]):
         """`check` is an event without a fault, for trying the key; `say(words)` is told what it waits for."""
         self._segment = segment

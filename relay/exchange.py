@@ -22,7 +22,7 @@ LENGTH = re.compile("[0-9]{1,18}")  # str.isdigit would take superscripts, too; 
 
 
 class Socket(Protocol):
-    """What this needs of a socket; tls.py has it, too."""
+    """The methods of a socket that are used here; Tls has them, too."""
 
     def fileno(self) -> int: ...
     def settimeout(self, seconds: float, /) -> None: ...

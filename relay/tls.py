@@ -34,6 +34,7 @@ class Tls:
         self._deadline = monotonic() + seconds if seconds else None
 
     def send(self, data: memoryview) -> int:
+        """Send all of it."""
         return self._call(lambda: self._tls.write(data))
 
     def recv(self, size: int) -> bytes:
@@ -48,7 +49,7 @@ class Tls:
                 return step()
             except ssl.SSLWantReadError:
                 pass
-            finally:
+            finally:  # after an error, too: an alert
                 if data := self._outgoing.read():
                     self._bound()
                     self._sock.sendall(data)

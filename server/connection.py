@@ -15,7 +15,7 @@ from relay.outcomes import RetryLater
 MAX_HEAD = 64 * 1024  # bytes, from a request's first line to its last field
 FREE_HEAD = 8 * 1024  # bytes; what is above that counts towards MAX_HEADS, which is for a whole worker
 MAX_HEADS = 16 * 1024 * 1024  # bytes; gunicorn keeps each of them twice
-FIELD = 128  # bytes that each field counts for besides; as objects it takes about twice as many
+FIELD = 128  # bytes that each field counts for in addition; its Python objects take about twice as many
 MAX_READ = 64 * 1024  # bytes; gunicorn would read a megabyte of a body ahead
 HEAD_SECONDS = 5  # from its first byte to its last; Customer.io gives up after 4
 SEND_SECONDS = 3  # for a client to make room for our answer
@@ -33,7 +33,7 @@ class Connection(socket):
         self._recvs = 0  # of the next request
         self._head_size = 0
         self._deadline: float | None = None  # for more of its head, on the monotonic clock
-        self.ended = 0.0  # when nothing more of it is read, if its end has come
+        self.ended = 0.0  # until when its rest is still read, once its end was decided
         self.opened = monotonic()
         self.worth_keeping = False  # it has carried a webhook that is Customer.io's
 
@@ -81,6 +81,8 @@ class Connection(socket):
             return b""  # gunicorn takes it for the client's end, and closes the connection
         finally:
             self.settimeout(None)
+        if not data and self._recvs and self.ended:  # by us, and without an answer it would cost an hour
+            raise RetryLater("body")
         if not self._recvs:
             self._deadline = monotonic() + HEAD_SECONDS
         self._hold_head(len(data))

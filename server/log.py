@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache, partial
-from threading import Timer
+from threading import Lock, Timer
 from time import monotonic
 
 from gevent.monkey import get_original
@@ -48,7 +48,7 @@ class Json(logging.Formatter):
 
 
 class Stream:
-    """Standard error, or output, one line at a time, without ever waiting for its reader.
+    """Standard error, one line at a time, without ever waiting for its reader.
 
     A line has at most LINE bytes, which a pipe takes whole or not at all. So the lines of several
     workers don't get mixed up, and no lock is needed. Lines that find no room are dropped and counted.
@@ -56,10 +56,10 @@ class Stream:
 
     longest = LINE
 
-    def __init__(self, fd: int = STDERR) -> None:
+    def __init__(self) -> None:
         self.formatter: logging.Formatter = TEXT
-        self._fd = fd
-        self._write = never_waiting(fd)
+        self._fd = STDERR
+        self._write = never_waiting(STDERR)
         self._cut = False  # whether the last line is
         self._dropped = 0  # lines
         os.register_at_fork(after_in_child=self._forget)
@@ -110,26 +110,33 @@ class Stream:
 
 
 class Output:
-    """Standard output for `print` in a worker: what nobody reads in time is lost, and holds up nobody else."""
+    """Standard output for `print` in a dry run: what nobody reads in time is lost, and holds up nobody else."""
 
     def __init__(self) -> None:
-        self._stream = Stream(STDOUT)
+        self._write = never_waiting(STDOUT)
+        self._lock = Lock()  # one text after the other, though a pipe may take them in pieces
         self._patience = PRINTING
+        self._cut = False  # whether the last text is
 
     def write(self, text: str) -> None:
-        if not text:  # print's `end`
-            return
-        deadline = monotonic() + self._patience
-        while True:
+        if text and self._lock.acquire(timeout=PRINTING):  # print's `end` is empty
             try:
-                self._stream.put(text.encode(errors="backslashreplace"))
-                self._patience = PRINTING
-                return
+                self._put(("\n" if self._cut else "") + text)
+            finally:
+                self._lock.release()
+
+    def _put(self, text: str) -> None:
+        rest = text.encode(errors="backslashreplace")
+        deadline = monotonic() + self._patience
+        while rest:
+            try:
+                rest = rest[self._write(rest) :]
             except OSError:  # no room; its reader is gone
                 if monotonic() >= deadline:
-                    self._patience = 0  # until somebody reads again
+                    self._patience, self._cut = 0, True  # no patience until somebody reads again
                     return
-            time.sleep(0.01)
+                time.sleep(0.01)
+        self._patience, self._cut = PRINTING, False
 
     def flush(self) -> None:
         """Do nothing: nothing is buffered."""

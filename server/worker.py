@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -20,7 +19,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from relay.outcomes import ENDS, NotHttp, RetryLater
 from server.connection import FREE_HEAD, Connection
-from server.log import Output, Repeats, stream
+from server.log import Repeats, stream
 from server.shared import WORKER_COLUMNS, of_service
 
 # How long a stopping worker keeps idle connections. A webhook may be on its way on one of them,
@@ -29,8 +28,8 @@ LINGER = 2  # seconds
 # How long to keep a connection that has not carried a genuine webhook: strangers could otherwise hold all of a
 # worker's connections. Proxies' health checks usually come more often.
 STRANGER = 5  # seconds
-# Strangers who come all at once would have new webhooks wait as long. Where a worker has more than this part of its
-# connections, they have one to two seconds, for the head too.
+# Strangers who come all at once would have new webhooks wait as long. When more than this share of a worker's
+# connections is in use, strangers get one to two seconds, head included.
 CROWDED = 0.9
 STRANGER_IN_A_CROWD = 1  # seconds
 # How much longer for the rest of a request's head, if some of it has come by then.
@@ -59,8 +58,6 @@ class Worker(GeventWorker):
         # signal: a worker told to stop at that moment would stay.
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
-        if sys.stdout:  # it isn't closed
-            sys.stdout = Output()
         StreamServer.max_accept = MAX_ACCEPT
         self.cfg.set("workers", 1)  # in this process: for more, gunicorn replaces max_accept
         self.cfg.set("keepalive", self.cfg.keepalive or STRANGER)  # with 0, gunicorn waits for a request without end

@@ -76,7 +76,7 @@ def test_pipelined_requests_let_others_go_first(start):
         os.kill(relay.workers()[0], signal.SIGCONT)
         until(lambda: len(relay.get("/webhooks").json()["webhooks"]) == 81)
     listed = [row["person"] for row in relay.get("/webhooks").json()["webhooks"]]
-    assert listed.index("person-honest-0") < 20
+    assert listed.index("person-honest-0") < 40
 
 
 def test_bodies_that_were_refused_are_not_kept(start, segment):
@@ -219,9 +219,7 @@ def test_half_a_head_gets_two_seconds_more_and_delays_a_stop_no_longer(start, se
             client.sendall(HEAD)
         relay.get("/health")
         assert relay.stop() < 7  # two seconds, two more, and what a busy machine adds
-        for client in clients:
-            with contextlib.suppress(ConnectionResetError):
-                assert client.recv(1) == b""
+        assert {status_on(client) for client in clients} == {503}  # an end without an answer costs an hour
 
 
 FIRST = {  # what a connection has carried -> whether it is kept
@@ -266,7 +264,8 @@ def test_where_many_strangers_wait_they_make_room_soon(segment, number, ended):
         for stranger in strangers:
             stranger.sendall(b"P")
         assert status_on(slow) == 503  # after 3.5 s; alone they have five
-        assert set(map(at_its_end, strangers)) == {ended}
+        assert {bool(select.select([stranger], [], [], 0)[0]) for stranger in strangers} == {ended}
+        assert {status_on(stranger) for stranger in strangers if ended} <= {503}
         kept.sendall(webhook("kept"))
         assert status_on(kept) == 200
 

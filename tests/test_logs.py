@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import re
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -323,3 +325,27 @@ def test_gunicorns_own_log_may_be_a_file_and_its_access_log_switched_on(start, s
     messages = [json.loads(line).get("message", "") for line in relay.whole_log().splitlines()]
     assert any('"POST /webhook HTTP/1.1" 202' in message for message in messages)
     assert any(message.startswith("answered 202") for message in messages)
+
+
+@pytest.mark.parametrize("size", [30_000, 150_000])
+@pytest.mark.parametrize("make", [os.pipe, os.openpty], ids=["a pipe", "a terminal"])
+def test_what_a_dry_run_prints_is_whole_though_its_reader_is_slow(monkeypatch, make, size):
+    reader, writer = make()
+    monkeypatch.setattr("server.log.STDOUT", writer)
+    monkeypatch.setattr("server.log.PRINTING", 10)
+    read = []
+
+    def slowly():
+        while b"".join(read).count(b"end") < 3:
+            time.sleep(0.001)
+            read.append(os.read(reader, 4096))
+
+    output = logs.Output()
+    with ThreadPoolExecutor(4) as pool:
+        reading = pool.submit(slowly)
+        for _ in range(3):
+            pool.submit(output.write, f"{'x' * size}end\n")
+        reading.result()
+    assert b"".join(read).split() == [b"x" * size + b"end"] * 3
+    os.close(writer)
+    os.close(reader)

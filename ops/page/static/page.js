@@ -248,6 +248,7 @@ async function send() {
   while (latest < number) await follow();
   release();
   const details = list.querySelector(`[data-number="${number}"]`);
+  if (!details) return; // the relay could not remember it
   details.open = true;
   details.querySelector("summary").focus();
   say(`${status} ${answer.status}`);
