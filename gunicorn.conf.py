@@ -14,7 +14,7 @@ from config import VERSION, Config, ConfigError
 from server import log as logs
 from server import preflight, shared
 from server.connection import MAX_HEAD
-from server.worker import Worker
+from server.worker import Worker, keep_signals_of_forks
 
 
 def _read_config() -> tuple[Config, ConfigError | None]:
@@ -33,6 +33,7 @@ def _read_config() -> tuple[Config, ConfigError | None]:
 _config, _error = _read_config()
 logs.stream().stay()  # before -D
 _shared = shared.of_service()  # before the workers are forked
+keep_signals_of_forks()
 
 
 class Logger(glogging.Logger):

@@ -11,7 +11,12 @@ ROWS = 256  # four times the most workers (64): a reload runs old and new ones t
 COLUMNS = 2048  # numbers a worker
 
 # The columns for the worker's own answers, by the labels of outcome and reason. Those of ops/monitor/metrics.py follow.
-WORKER_COLUMNS = {(REJECTED.label, "not_http"): 0, (RETRIED.label, "internal"): 1, (RETRIED.label, "busy"): 2}
+WORKER_COLUMNS = {
+    (REJECTED.label, "not_http"): 0,
+    (RETRIED.label, "internal"): 1,
+    (RETRIED.label, "busy"): 2,
+    (RETRIED.label, "body"): 3,
+}
 
 MAX_PAUSE = 5  # seconds, whatever Segment's Retry-After says
 

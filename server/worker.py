@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 from http import HTTPStatus
 from time import monotonic
 from types import FrameType
@@ -39,6 +40,8 @@ LAST_CALL = 2  # seconds
 # connections loaded the page. With gevent's 100, one worker might take all connections that a proxy opens together.
 MAX_ACCEPT = 8
 
+STOPS = signal.SIGTERM, signal.SIGQUIT, signal.SIGINT
+
 # Ends any request that hangs: a thread that gets no memory never starts, and its caller would wait forever.
 LONGEST = 8  # seconds, for a request and its answer
 
@@ -54,10 +57,6 @@ class Worker(GeventWorker):
         self._keeps_none = not self.cfg.keepalive
 
     def init_process(self) -> None:
-        # Until gunicorn installs a worker's own handlers it has the arbiter's, which only record the
-        # signal: a worker told to stop at that moment would stay.
-        for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
         StreamServer.max_accept = MAX_ACCEPT
         self.cfg.set("workers", 1)  # in this process: for more, gunicorn replaces max_accept
         self.cfg.set("keepalive", self.cfg.keepalive or STRANGER)  # with 0, gunicorn waits for a request without end
@@ -173,6 +172,25 @@ class Worker(GeventWorker):
             client.sendall(f"{head}Content-Length: {len(body)}\r\n{retry}Connection: close\r\n\r\n{body}".encode())
             client.drain()
         self._repeats.log(level, f"answered {status}: {error}{more}", outcome.label, error.label)
+
+
+@cache
+def keep_signals_of_forks() -> None:
+    """Let a worker end that is told to stop as soon as it is forked.
+
+    Until gunicorn installs a worker's own handlers it has the arbiter's, which only record a signal: it would stay.
+    """
+
+    def in_child() -> None:
+        for number in STOPS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+    os.register_at_fork(
+        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, STOPS),
+        after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, STOPS),
+        after_in_child=in_child,
+    )
 
 
 def unread(body: Any) -> bool:

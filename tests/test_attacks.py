@@ -266,6 +266,7 @@ def test_where_many_strangers_wait_they_make_room_soon(segment, number, ended):
         assert status_on(slow) == 503  # after 3.5 s; alone they have five
         assert {bool(select.select([stranger], [], [], 0)[0]) for stranger in strangers} == {ended}
         assert {status_on(stranger) for stranger in strangers if ended} <= {503}
+        assert relay.counted("retried", "body") == 1 + number * ended
         kept.sendall(webhook("kept"))
         assert status_on(kept) == 200
 

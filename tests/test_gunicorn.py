@@ -470,6 +470,20 @@ def test_a_signal_for_the_arbiter_that_its_workers_get_too_ends_nobody(start, se
     assert relay.workers() == workers
 
 
+def test_a_worker_that_is_told_to_stop_as_soon_as_it_is_forked_stops(start, segment):
+    relay = start(segment, WEB_CONCURRENCY="1")
+    for _ in range(10):
+        before = relay.workers()
+        for worker in before:
+            os.kill(worker, signal.SIGKILL)
+        found = []
+        while not found:  # without a pause: the moment is short
+            found = [worker for worker in relay.workers() if worker not in before]
+        os.kill(found[0], signal.SIGTERM)
+        until(lambda: found[0] not in relay.workers())  # noqa: B023
+    assert relay.post(make_event()).status_code == 200
+
+
 def test_sigterm_does_not_wait_for_idle_connections_nor_hang_up_on_them(start, segment):
     relay = start(segment)
     body = json.dumps(make_event("a")).encode()
