@@ -62,7 +62,7 @@ class Soak:
         self.acknowledged: dict[str, int] = {}
         self.memory: dict[int, list[float]] = {}
         self.kills: list[float] = []  # when, on the monotonic clock
-        self.reloaded = -math.inf  # when, on the monotonic clock
+        self.reloaded = -math.inf  # by when it has done all reloads, on the monotonic clock
         self.restarts: list[tuple[float, float]] = []  # from when to when
         self.burst = False  # of events that are undeliverable
         self._finished = threading.Event()
@@ -163,10 +163,13 @@ class Soak:
                 self.kills.append(time.monotonic())
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(self.random.choice(workers), signal.SIGKILL)
+                if time.monotonic() < self.reloaded:  # gunicorn replaces it only then
+                    self.restarts.append((time.monotonic(), self.reloaded))
                 self.done["workers killed"] += 1
             elif what == "reload":
                 self.relay.process.send_signal(signal.SIGHUP)
-                self.reloaded = time.monotonic()
+                # One after the other, each until the old workers are gone.
+                self.reloaded = max(time.monotonic(), self.reloaded) + 10
                 self.done["reloads"] += 1
             elif what == "restart":
                 self._restart()
@@ -180,6 +183,7 @@ class Soak:
                 if any(running(pid) for pid in workers):
                     self.violations.append("workers stayed although their arbiter was killed")
                 self.restarts.append((began, time.monotonic()))
+                self.reloaded = -math.inf
                 self.done["arbiters killed"] += 1
             self.relay.reading.set()
 
@@ -191,13 +195,13 @@ class Soak:
         """Stop the relay, and start it with these settings."""
         # Answers take 3.5 s at most. After 10 s gunicorn would kill workers and cut connections.
         began = time.monotonic()
-        # It finishes a reload first, which takes as long again.
-        most = 18 if began - self.reloaded < 9 else 9
+        most = 9 + max(0, self.reloaded - began)
         if (took := self.relay.stop()) > most:
             self.violations.append(f"the relay took {took:.1f} s to stop")
         self.relay.env.update(settings)
         self.relay.start()
         self.restarts.append((began, time.monotonic()))
+        self.reloaded = -math.inf
 
     def _watch_memory(self) -> None:
         while not self._finished.wait(0.5):
