@@ -202,6 +202,7 @@ class Soak:
         self.relay.start()
         self.restarts.append((began, time.monotonic()))
         self.reloaded = -math.inf
+        self.done["restarts"] += 1
 
     def _watch_memory(self) -> None:
         while not self._finished.wait(0.5):
@@ -276,7 +277,6 @@ class Soak:
             "slowest answer": f"{max(webhook.slowest for webhook in webhooks):.2f} s",
             "largest worker": f"{max((size for sizes in self.memory.values() for size in sizes), default=0):.0f} MB",
             **dict(self.done),
-            "restarts": len(self.restarts),
             "Segment's faults": ", ".join(f"{name} {n}" for name, n in sorted(self.faults.items())),
         }
         for name, value in rows.items():
