@@ -5,6 +5,7 @@ gunicorn. What an answer costs follows Customer.io's rules (proof/fake_customeri
 """
 
 import json
+import select
 import socket
 import sys
 import tempfile
@@ -163,6 +164,9 @@ def send(case: Case, event_id: str, segment: FakeSegment, relay: Relay, patience
         outcome = TIMED_OUT
     except requests.RequestException:
         outcome = BROKEN
+    out = relay.process.stdout
+    until(lambda: not out or not select.select([out], [], [], 0)[0])  # its log is read ...
+    time.sleep(0.05)  # ... and noted
     kept = [message for message in segment.kept.values() if message["context"]["event_id"] == event_id]
     return Result(outcome, kept[0] if kept else None, SOMEBODY in relay.log[log:])
 
