@@ -8,20 +8,18 @@ import select
 import socket
 import stat
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache, partial
-from threading import Lock, Timer
-from time import monotonic
+from threading import Timer
 
 from gevent.monkey import get_original
 
 STDOUT, STDERR = 1, 2
 LINE = 4096  # bytes, the line break included: PIPE_BUF of Linux. Container runtimes cut lines from 8 KB on.
-PRINTING = 1  # seconds to wait for whoever reads standard output
+UNREAD = 1024 * 1024  # bytes of a dry run's output
 REPEAT_AFTER = 10  # seconds
 KINDS = 10  # different messages that are counted apart, for one reason
 
@@ -110,36 +108,25 @@ class Stream:
 
 
 class Output:
-    """Standard output for `print` in a dry run: what nobody reads in time is lost, and holds up nobody else."""
+    """Standard output for `print` in a dry run, in the order of the texts, without ever waiting for its reader.
+
+    What finds no room is kept, and written with the next text or by worker.py, once a second. While UNREAD bytes
+    are kept, texts are dropped.
+    """
 
     def __init__(self) -> None:
         self._write = never_waiting(STDOUT)
-        self._lock = Lock()  # one text after the other, though a pipe may take them in pieces
-        self._patience = PRINTING
-        self._cut = False  # whether the last text is
+        self._rest = b""
 
     def write(self, text: str) -> None:
-        if text and self._lock.acquire(timeout=PRINTING):  # print's `end` is empty
-            try:
-                self._put(("\n" if self._cut else "") + text)
-            finally:
-                self._lock.release()
-
-    def _put(self, text: str) -> None:
-        rest = text.encode(errors="backslashreplace")
-        deadline = monotonic() + self._patience
-        while rest:
-            try:
-                rest = rest[self._write(rest) :]
-            except OSError:  # no room; its reader is gone
-                if monotonic() >= deadline:
-                    self._patience, self._cut = 0, True  # no patience until somebody reads again
-                    return
-                time.sleep(0.01)
-        self._patience, self._cut = PRINTING, False
+        if len(self._rest) < UNREAD:
+            self._rest += text.encode(errors="backslashreplace")
+        self.flush()
 
     def flush(self) -> None:
-        """Do nothing: nothing is buffered."""
+        with suppress(OSError):  # no room; its reader is gone
+            while self._rest:
+                self._rest = self._rest[self._write(self._rest) :]
 
 
 def never_waiting(fd: int) -> Callable[[bytes], int]:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
@@ -20,7 +21,7 @@ from gunicorn.workers.ggevent import GeventWorker
 
 from relay.outcomes import ENDS, NotHttp, RetryLater
 from server.connection import FREE_HEAD, Connection
-from server.log import Repeats, stream
+from server.log import Output, Repeats, stream
 from server.shared import WORKER_COLUMNS, of_service
 
 # How long a stopping worker keeps idle connections. A webhook may be on its way on one of them,
@@ -76,6 +77,8 @@ class Worker(GeventWorker):
                 self.handle_exit(signal.SIGTERM, None)
         super().notify()
         stream().flush()
+        if isinstance(sys.stdout, Output):
+            sys.stdout.flush()
         if len(self._connections) > CROWDED * self.worker_connections:
             self._make_room()
 

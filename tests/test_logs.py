@@ -4,8 +4,8 @@ import json
 import logging
 import os
 import re
+import select
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -332,20 +332,32 @@ def test_gunicorns_own_log_may_be_a_file_and_its_access_log_switched_on(start, s
 def test_what_a_dry_run_prints_is_whole_though_its_reader_is_slow(monkeypatch, make, size):
     reader, writer = make()
     monkeypatch.setattr("server.log.STDOUT", writer)
-    monkeypatch.setattr("server.log.PRINTING", 10)
-    read = []
-
-    def slowly():
-        while b"".join(read).count(b"end") < 3:
-            time.sleep(0.001)
-            read.append(os.read(reader, 4096))
-
     output = logs.Output()
-    with ThreadPoolExecutor(4) as pool:
-        reading = pool.submit(slowly)
-        for _ in range(3):
-            pool.submit(output.write, f"{'x' * size}end\n")
-        reading.result()
-    assert b"".join(read).split() == [b"x" * size + b"end"] * 3
+    for _ in range(3):
+        output.write(f"{'x' * size}end\n")  # nobody reads yet
+    read = b""
+    while read.count(b"end") < 3:
+        read += os.read(reader, 4096)
+        output.flush()
+    assert read.split() == [b"x" * size + b"end"] * 3
+    os.close(writer)
+    os.close(reader)
+
+
+def test_what_a_dry_run_keeps_of_its_output_is_bounded(monkeypatch):
+    reader, writer = os.pipe()
+    monkeypatch.setattr("server.log.STDOUT", writer)
+    monkeypatch.setattr("server.log.UNREAD", 100_000)
+    output = logs.Output()
+    for number in range(9):
+        output.write(f"{number}{'x' * 50_000}\n")
+    read = b""
+    while select.select([reader], [], [], 0)[0]:
+        read += os.read(reader, 4096)
+        output.flush()
+    assert [line[:1] for line in read.split()] == [b"0", b"1", b"2", b"3"]
+    assert {len(line) for line in read.split()} == {50_001}
+    output.write("again\n")
+    assert os.read(reader, 4096) == b"again\n"
     os.close(writer)
     os.close(reader)

@@ -93,6 +93,15 @@ def test_a_dry_run_whose_output_nobody_reads_answers(start, form):
     until(lambda: relay.post(make_event("read")).status_code == 200 and '"userId": "person-read"' in relay.log)
 
 
+def test_what_a_dry_run_printed_while_nobody_read_comes_later(start):
+    relay = start(DRY_RUN="force")
+    relay.reading.clear()
+    events = [make_event(number, data={"customer_id": "1", "content": "x" * 5_000}) for number in range(64)]
+    assert {answer.status_code for answer in relay.post_all(events)} == {200}
+    relay.reading.set()
+    until(lambda: relay.log.count("track call:\n{\n") == relay.log.count("\n}\n") == 64)
+
+
 # An invalid setting -> the message instead of a start.
 REFUSED = {
     "a dry run in production": ({"DRY_RUN": "1"}, "DRY_RUN is on while both keys are set"),
